@@ -1,0 +1,65 @@
+# `make` alone lists the verbs. Everything runs in .venv, which is made on first use from the pinned versions.
+
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+PIP_INSTALL := $(BIN)/python -m pip install --quiet --constraint constraints.txt
+
+.DEFAULT_GOAL := help
+.PHONY: help install demo test lint format types doctest docs docs-serve recipes wheel-test bench clean
+
+help: ## list the verbs
+	@echo "lightning_gnnopt: make VERB"
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+install: $(STAMP) ## create .venv with the pinned environment
+
+# torch comes first and pinned: a bare `torch` would pull the newest build with several GB of CUDA libraries.
+$(STAMP): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+		{ echo "Python 3.11 or newer is needed, but '$(PYTHON)' is $$($(PYTHON) --version 2>&1). Set PYTHON=python3.12, say."; exit 1; }
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@echo "Installing into $(VENV) (a few minutes, once) ..."
+	$(PIP_INSTALL) torch
+	$(PIP_INSTALL) --editable '.[dev]'
+	@touch $@
+
+demo: $(STAMP) ## train GraphSAGE on the digits graph and print what came out
+	@$(BIN)/gnnopt-train experiment=digits
+
+test: $(STAMP) ## run the whole suite, with coverage
+	$(BIN)/python -m pytest --cov --cov-report=term
+
+lint: $(STAMP) ## ruff: rules and format
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+format: $(STAMP) ## let ruff mend what it can
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+types: $(STAMP) ## mypy --strict
+	$(BIN)/mypy
+
+doctest: $(STAMP) ## run the examples in the docstrings
+	$(BIN)/python -m pytest --doctest-modules lightning_gnnopt -p no:cacheprovider
+
+docs: $(STAMP) ## build the documentation site into site/, strictly
+	$(BIN)/mkdocs build --strict --quiet
+
+docs-serve: $(STAMP) ## show the documentation at http://127.0.0.1:8000
+	$(BIN)/mkdocs serve
+
+recipes: $(STAMP) ## run every shipped recipe for one batch
+	$(BIN)/python -m pytest tests/test_recipes.py -m ''
+
+wheel-test: $(STAMP) ## build wheel and sdist, install each into a venv of its own, run the console script
+	$(BIN)/python tests/install_smoke.py
+
+bench: $(STAMP) ## run the benchmarks, quickly
+	$(BIN)/python -m benchmarks.endtoend --quick
+
+clean: ## remove everything that was built or written, .venv included
+	rm -rf $(VENV) build dist site htmlcov .coverage .pytest_cache .mypy_cache .ruff_cache .hypothesis outputs multirun
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
