@@ -1,0 +1,150 @@
+from __future__ import annotations
+
+from itertools import combinations
+from math import comb
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+
+from lightning_gnnopt.sampling.kernels import (
+    _draw_positions,
+    coo_to_csc,
+    csc_edge_ids,
+    in_degrees_without_self_loops,
+    mark_seeds,
+    sample_hop,
+)
+
+from . import reference
+from .reference import SIGNIFICANCE, uniform_p_value
+
+
+def draw(degree: int, fanout: int, state: int, *, first: int = 0) -> list[int]:
+    out = np.empty(fanout, np.int64)
+    _draw_positions(degree, fanout, first, np.uint64(state), out)
+    return out.tolist()
+
+
+def draw_often(degree: int, fanout: int, times: int) -> NDArray[np.int64]:
+    """Draw for `times` frontier nodes of the same `degree` in one call, as sampling does; shape ``(times, fanout)``."""
+    positions = sample_hop(
+        np.array([0, degree]),
+        np.zeros(degree, np.int32),
+        np.zeros(times, np.int32),
+        first_local=0,
+        num_nodes=1,
+        fanout=fanout,
+        key=np.uint64(2024),
+        stamps=np.ones(1, np.int32),
+        locals_=np.zeros(1, np.int32),
+        stamp=1,
+    )[-1]
+    return positions.reshape(times, fanout)
+
+
+@settings(deadline=None)
+@given(st.data())
+def test_drawn_positions_equal_the_reference(data: st.DataObject) -> None:
+    degree = data.draw(st.integers(2, 200))
+    fanout = data.draw(st.integers(1, degree - 1))
+    state, first = data.draw(st.integers(0, 2**64 - 1)), data.draw(st.integers(0, 2**40))
+
+    drawn = draw(degree, fanout, state, first=first)
+
+    assert drawn == [first + position for position in reference.draw_positions(degree, fanout, state)]
+    assert len(set(drawn)) == fanout
+    assert first <= min(drawn)
+    assert max(drawn) < first + degree
+
+
+@pytest.mark.parametrize(("degree", "fanout"), [(200_000, 600), (200_000, 700)])  # Floyd's draw, selection sampling
+def test_large_draws_equal_the_reference(degree: int, fanout: int) -> None:
+    assert draw(degree, fanout, state=3) == reference.draw_positions(degree, fanout, 3)
+
+
+# Floyd's draw; the last by selection sampling
+@pytest.mark.parametrize(("degree", "fanout"), [(2, 1), (3, 2), (5, 3), (12, 5), (36, 34)])
+def test_every_subset_is_equally_likely(degree: int, fanout: int) -> None:
+    """Stronger than fairness over single positions or over pairs: all subsets, at a significance of 1e-4."""
+    subsets = dict.fromkeys(combinations(range(degree), fanout), 0)
+    for row in np.sort(draw_often(degree, fanout, times=25 * max(comb(degree, fanout), 100))).tolist():
+        subsets[tuple(row)] += 1
+    assert uniform_p_value(list(subsets.values())) > SIGNIFICANCE
+
+
+# Floyd's draw; the last two by selection sampling
+@pytest.mark.parametrize(
+    ("degree", "fanout"), [(2, 1), (12, 5), (40, 25), (17_481, 15), (40_000, 25), (2_000, 70), (50, 40)]
+)
+def test_every_position_is_equally_likely(degree: int, fanout: int) -> None:
+    drawn = draw_often(degree, fanout, times=max(20 * degree // fanout, 2_000))
+    counts = np.bincount(drawn.ravel(), minlength=degree)
+    assert uniform_p_value(counts, population=degree, fanout=fanout) > SIGNIFICANCE
+
+
+@pytest.mark.parametrize(("degree", "fanout"), [(12, 5), (60, 40)])
+def test_every_pair_is_equally_likely(degree: int, fanout: int) -> None:
+    drawn = draw_often(degree, fanout, times=20_000)
+    member = np.zeros((len(drawn), degree))
+    np.put_along_axis(member, drawn, 1, axis=1)
+    observed = (member.T @ member)[np.triu_indices(degree, 1)] / len(drawn)
+    expected = fanout * (fanout - 1) / (degree * (degree - 1))
+    deviation = np.sqrt(expected * (1 - expected) / len(drawn))
+    # Bonferroni over the pairs, at a significance below 1e-4: 5 deviations for 66 pairs, 5.6 for 1770
+    assert np.abs(observed - expected).max() < {12: 5.0, 60: 5.6}[degree] * deviation
+
+
+@pytest.mark.parametrize(("degree", "fanout"), [(17_481, 15), (2_000, 70)])
+def test_draws_of_neighbouring_keys_are_fair_together(degree: int, fanout: int) -> None:
+    """Consecutive states, as consecutive batches may have them, and one draw for each."""
+    drawn = [draw(degree, fanout, reference.mix64(state)) for state in range(20 * degree // fanout)]
+    counts = np.bincount(np.ravel(drawn), minlength=degree)
+    assert uniform_p_value(counts, population=degree, fanout=fanout) > SIGNIFICANCE
+
+
+def test_csc_kernels_take_either_width() -> None:
+    row, col = np.array([2, 0, 1, 1, 1]), np.array([1, 1, 0, 1, 2])
+    for dtype in (np.int32, np.int64):
+        indptr, indices, ids = np.zeros(5, np.int64), np.empty(5, dtype), np.empty(5, dtype)
+        coo_to_csc(row, col, indptr, indices)
+        csc_edge_ids(col, indptr, ids)
+        degrees = np.empty(4, np.int32)
+        in_degrees_without_self_loops(indptr, indices, degrees)
+        assert indptr.tolist() == [0, 1, 4, 5, 5]
+        assert indices.tolist() == [1, 2, 0, 1, 1]
+        assert ids.tolist() == [2, 0, 1, 3, 4]
+        assert degrees.tolist() == [1, 2, 1, 0]
+
+
+def test_a_seed_that_stands_twice_keeps_its_first_place() -> None:
+    stamps, locals_ = np.full(5, 6, np.int32), np.full(5, -1, np.int32)
+    mark_seeds(np.array([3, 1, 3, 1, 0]), stamps, locals_, 7)
+    assert stamps.tolist() == [7, 7, 6, 7, 6]
+    assert locals_.tolist() == [4, 1, -1, 0, -1]
+
+
+def test_one_hop_numbers_new_nodes_as_they_are_found() -> None:
+    """Node 0 has the in-neighbours 3, 1, 3; node 2 has 1, 2, 0. Both are expanded, 0 as local 5, 2 as local 6."""
+    stamps, locals_ = np.array([9, 0, 9, 0], np.int32), np.array([5, 0, 6, 0], np.int32)
+    new, row, col, positions = sample_hop(
+        np.array([0, 3, 3, 6, 6]),
+        np.array([3, 1, 3, 1, 2, 0], np.int32),
+        np.array([0, 2], np.int32),
+        first_local=5,
+        num_nodes=7,
+        fanout=-1,
+        key=np.uint64(0),
+        stamps=stamps,
+        locals_=locals_,
+        stamp=9,
+    )
+    assert new.tolist() == [3, 1]
+    assert row.tolist() == [7, 8, 7, 8, 6, 5]
+    assert col.tolist() == [5, 5, 5, 6, 6, 6]
+    assert positions.tolist() == [0, 1, 2, 3, 4, 5]
+    assert stamps.tolist() == [9, 9, 9, 9]
+    assert locals_.tolist() == [5, 8, 6, 7]
+    assert (new.dtype, row.dtype, col.dtype, positions.dtype) == (np.int32, np.int32, np.int32, np.int64)
