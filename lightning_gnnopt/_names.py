@@ -17,7 +17,7 @@ def unknown_name(kind: str, name: object, known: Iterable[str]) -> str:
     Returns:
         One line for an error message.
 
-    Example:
+    Examples:
         >>> unknown_name("model", "gatt", ["gcn", "gat", "sage"])
         "Unknown model 'gatt'. Did you mean 'gat'? Known: gat, gcn, sage."
     """

@@ -180,7 +180,7 @@ def count_in_edges(edge_index: Tensor, num_nodes: int) -> Tensor:
     Returns:
         Long tensor of shape ``(N,)``.
 
-    Example:
+    Examples:
         >>> count_in_edges(torch.tensor([[0, 1, 2, 1], [1, 1, 1, 0]]), num_nodes=3)
         tensor([1, 2, 0])
     """

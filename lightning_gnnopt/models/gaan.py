@@ -32,7 +32,7 @@ class GaAN(SampledGNN):
     Raises:
         ValueError: If `heads` or a width is below 1.
 
-    Example:
+    Examples:
         >>> import torch
         >>> GaAN(8, 16, 3, heads=2)(torch.randn(4, 8), torch.tensor([[0, 1, 2], [1, 2, 3]])).shape
         torch.Size([4, 3])

@@ -32,7 +32,7 @@ class GaANConv(MessagePassing):
         value_channels: Width of a head's values (d_v).
         gate_channels: Width of the gate's pooled projection (d_m).
 
-    Example:
+    Examples:
         >>> conv = GaANConv(8, 3, heads=2)
         >>> conv(torch.randn(4, 8), torch.tensor([[1, 2, 3], [0, 0, 1]])).shape
         torch.Size([4, 3])

@@ -30,7 +30,7 @@ class GAT(SampledGNN):
         ValueError: If `heads` is below 1 or does not divide `hidden_channels`, or `attention_dropout` is outside
             ``[0, 1)``.
 
-    Example:
+    Examples:
         >>> net = GAT(8, 64, 3, heads=8)
         >>> [(conv.heads, conv.out_channels) for conv in net.convs]
         [(8, 8), (8, 3)]

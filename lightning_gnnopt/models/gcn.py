@@ -27,7 +27,7 @@ class GCN(SampledGNN):
         dropout: Probability to drop an element of a hidden representation, in ``[0, 1)``.
         norm: Normalisation between two layers: ``"batch"``, ``"layer"`` or None.
 
-    Example:
+    Examples:
         >>> net = GCN(8, 16, 3)
         >>> net(torch.randn(4, 8), torch.tensor([[0, 1, 2], [1, 2, 3]])).shape
         torch.Size([4, 3])
@@ -72,7 +72,7 @@ def symmetric_weights(edge_index: Tensor, in_degree: Tensor, num_targets: int) -
         The edges followed by the self loops, long of shape ``(2, E + num_targets)``, and their weights, float64 if
         `in_degree` is float64, else float32, of shape ``(E + num_targets,)``.
 
-    Example:
+    Examples:
         Node 0 has two in-neighbours, of which only node 1 was sampled; its weight doubles from 1 / sqrt(3):
 
         >>> edges, weights = symmetric_weights(torch.tensor([[1], [0]]), torch.tensor([2, 0]), num_targets=1)

@@ -25,7 +25,7 @@ class GGNN(SampledGNN):
         dropout: Probability to drop an element of a hidden representation, in ``[0, 1)``.
         norm: Normalisation between two layers: ``"batch"``, ``"layer"`` or None.
 
-    Example:
+    Examples:
         >>> import torch
         >>> GGNN(8, 16, 3)(torch.randn(4, 8), torch.tensor([[0, 1, 2], [1, 2, 3]])).shape
         torch.Size([4, 3])

@@ -55,7 +55,7 @@ class NodeClassifier(LightningModule):
     Raises:
         ValueError: If a name or an option is unknown, a needed size is missing, or the network refuses a value.
 
-    Example:
+    Examples:
         >>> model = NodeClassifier("gat", in_channels=8, out_channels=3, hidden_channels=64, heads=4)
         >>> model.num_layers, model.needs_in_degree
         (2, False)

@@ -40,7 +40,7 @@ def make_factory(
     Raises:
         ValueError: If `spec` is of another kind or lacks ``name``, or the name or an argument is unknown or missing.
 
-    Example:
+    Examples:
         >>> import torch
         >>> make_factory("optimizer", {"name": "sgd", "lr": 0.1}, OPTIMIZERS)([torch.zeros(1)]).defaults["lr"]
         0.1

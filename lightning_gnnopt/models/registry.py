@@ -28,7 +28,7 @@ def model_options(name: str) -> list[str]:
     Raises:
         ValueError: If `name` is unknown.
 
-    Example:
+    Examples:
         >>> model_options("sage")
         ['in_channels', 'hidden_channels', 'out_channels', 'num_layers', 'dropout', 'norm']
     """
@@ -50,7 +50,7 @@ def build_model(name: str, **options: Any) -> SampledGNN:
     Raises:
         ValueError: If `name` or an option is unknown, a needed one is missing, or the network refuses a value.
 
-    Example:
+    Examples:
         >>> build_model("gat", in_channels=8, hidden_channels=64, out_channels=3, heads=4).num_layers
         2
     """

@@ -21,7 +21,7 @@ class GraphSAGE(SampledGNN):
         dropout: Probability to drop an element of a hidden representation, in ``[0, 1)``.
         norm: Normalisation between two layers: ``"batch"``, ``"layer"`` or None.
 
-    Example:
+    Examples:
         >>> import torch
         >>> net = GraphSAGE(8, 16, 3, num_layers=1)
         >>> x, edge_index = torch.randn(4, 8), torch.tensor([[1, 2, 3], [0, 0, 0]])

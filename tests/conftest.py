@@ -1,0 +1,19 @@
+"""What tests of every room share."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+_HERE = Path(__file__).resolve().parent
+
+
+@pytest.fixture(scope="session")
+def real_data_root() -> Path:
+    """Folder of published graphs: GNNOPT_DATA, or ../shared/datasets beside the checkout; else the test skips."""
+    for candidate in (os.environ.get("GNNOPT_DATA"), _HERE.parent.parent / "shared" / "datasets"):
+        if candidate and Path(candidate).is_dir():
+            return Path(candidate)
+    pytest.skip("no real graphs: GNNOPT_DATA is not set to a folder, and there is no ../shared/datasets")
