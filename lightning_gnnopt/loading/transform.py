@@ -1,0 +1,28 @@
+"""The seam between sampling and slicing."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Protocol, runtime_checkable
+
+from lightning_gnnopt.sampling import Subgraph
+
+
+@runtime_checkable
+class SubgraphTransform(Protocol):
+    """Looks at a sampled batch before a byte of its features is copied, and may replace it.
+
+    Called from the loader's worker threads, at once for different batches.
+    """
+
+    def __call__(self, subgraph: Subgraph, resample: Callable[[int], Subgraph]) -> Subgraph:
+        """Return the batch to use.
+
+        Args:
+            subgraph: What was sampled.
+            resample: Draws the same seeds again; its argument is the attempt, from 1.
+
+        Returns:
+            `subgraph` itself or another with the same seeds first.
+        """
+        ...
