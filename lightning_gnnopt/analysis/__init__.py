@@ -1,0 +1,5 @@
+"""Where the time and the memory go."""
+
+from lightning_gnnopt.analysis.summary import EpochRecord, RunSummary
+
+__all__ = ["EpochRecord", "RunSummary"]
