@@ -1,0 +1,140 @@
+"""The configs: complete, found, and overridden as a user would."""
+
+from __future__ import annotations
+
+import inspect
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import pytest
+import torch
+from hydra import compose, initialize_config_module
+from hydra.utils import instantiate
+from omegaconf import DictConfig, OmegaConf
+
+from lightning_gnnopt import GraphDataModule
+from lightning_gnnopt.datasets import dataset_names, describe
+from lightning_gnnopt.models import MODELS, NodeClassifier
+from lightning_gnnopt.sampling import SAMPLERS, Topology
+
+CONF = Path(__file__).resolve().parent.parent / "conf"
+
+
+def composed(*overrides: str) -> DictConfig:
+    with initialize_config_module("lightning_gnnopt.conf", version_base="1.3"):
+        config = compose("train", [*overrides, "output_dir=out"])
+    OmegaConf.resolve(config)
+    return config
+
+
+def options(group: str) -> list[str]:
+    return sorted(path.stem for path in (CONF / group).glob("[!_]*.yaml"))
+
+
+def test_every_dataset_has_a_config() -> None:
+    assert options("data") == dataset_names()
+
+
+def test_every_model_has_a_config() -> None:
+    assert options("model") == sorted(MODELS)
+
+
+def test_every_sampler_has_a_config() -> None:
+    assert options("sampler") == sorted(SAMPLERS)
+
+
+@pytest.mark.parametrize("name", dataset_names())
+def test_data_config_names_its_dataset_and_known_options(name: str) -> None:
+    config = composed(f"data={name}").data
+    assert config.name == name
+    general = {"split", "features", "normalize_features", "download"}
+    assert set(config.options) <= {*describe(name).options, *general}
+    accepted = set(inspect.signature(GraphDataModule.__init__).parameters)
+    assert set(config) - {"_target_", "name", "root", "options"} <= accepted
+
+
+@pytest.mark.parametrize("name", sorted(MODELS))
+def test_model_config_builds_its_net(name: str) -> None:
+    model = instantiate(composed(f"model={name}").model, in_channels=5, out_channels=3, _convert_="all")
+    assert isinstance(model, NodeClassifier)
+    assert type(model.net) is MODELS[name]
+    assert model.out_channels == 3
+
+
+@pytest.mark.parametrize("name", sorted(SAMPLERS))
+def test_sampler_config_builds_its_sampler(name: str, star: Topology) -> None:
+    assert type(instantiate(composed(f"sampler={name}").sampler)(star)) is SAMPLERS[name]
+
+
+@pytest.fixture
+def star() -> Topology:
+    return Topology.from_edge_index(torch.tensor([[1, 2, 3], [0, 0, 0]]), num_nodes=4)
+
+
+@pytest.mark.parametrize("name", [name for name in options("trainer") if name != "gpu"])
+def test_trainer_config_builds_a_trainer(name: str) -> None:
+    trainer = instantiate(composed(f"trainer={name}").trainer, logger=False, _convert_="all")
+    assert isinstance(trainer, L.Trainer)
+    assert trainer.max_epochs == 20
+
+
+def test_gpu_trainer_insists_on_a_gpu() -> None:
+    assert composed("trainer=gpu").trainer.accelerator == "gpu"
+
+
+@pytest.mark.parametrize("name", [name for name in options("callbacks") if name != "none"])
+def test_callbacks_config_builds_callbacks(name: str) -> None:
+    members = composed(f"callbacks={name}").callbacks
+    assert members
+    for member in members.values():
+        assert isinstance(instantiate(member, _convert_="all"), L.Callback)
+
+
+@pytest.mark.parametrize("name", ["csv"])
+def test_logger_config_builds_a_logger(name: str) -> None:
+    for member in composed(f"logger={name}").logger.values():
+        assert instantiate(member).save_dir == "out"
+
+
+def test_none_choices_are_empty() -> None:
+    config = composed("logger=none", "callbacks=none")
+    assert (dict(config.logger), dict(config.callbacks)) == ({}, {})
+
+
+def test_callbacks_merge_and_can_be_removed() -> None:
+    config = composed("callbacks=[default,early_stopping]", "~callbacks.progress_bar")
+    assert set(config.callbacks) == {"model_checkpoint", "run_summary", "early_stopping"}
+
+
+@pytest.mark.parametrize("recipe", options("experiment"))
+def test_command_line_beats_the_experiment(recipe: str) -> None:
+    config = composed(f"experiment={recipe}", "trainer.max_epochs=123", "model.hidden_channels=7", "seed=5")
+    assert (config.trainer.max_epochs, config.model.hidden_channels) == (123, 7)
+    assert config.data.seed == 5  # interpolated
+
+
+def test_experiment_beats_the_defaults() -> None:
+    config = composed("experiment=cora")
+    assert config.data.name == "cora"
+    assert config.model.net == "gcn"
+    assert config.trainer.max_epochs != composed().trainer.max_epochs
+
+
+def test_data_root_comes_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("GNNOPT_DATA", "/some/folder")
+    assert composed().data.root == "/some/folder"
+    monkeypatch.delenv("GNNOPT_DATA")
+    assert composed().data.root is None
+
+
+def test_every_option_is_documented() -> None:
+    """Each file opens with a comment or is one self-explaining member."""
+    for path in CONF.glob("*/*.yaml"):
+        text = path.read_text()
+        assert "#" in text, f"{path} explains nothing"
+
+
+def test_plain_types_reach_the_model() -> None:
+    model: Any = instantiate(composed().model, in_channels=5, out_channels=3, _convert_="all")
+    assert type(model.hparams["optimizer"]) is dict
