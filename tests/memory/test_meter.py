@@ -1,0 +1,93 @@
+from __future__ import annotations
+
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from lightning_gnnopt.memory import PeakMeter, meter
+
+BALLAST = 256 * 2**20
+NEEDS_RESET = pytest.mark.skipif(
+    not Path("/proc/self/clear_refs").exists(), reason="only Linux resets a process's high-water mark"
+)
+
+
+def test_peak_holds_what_was_freed_before_the_end() -> None:
+    peak_meter = PeakMeter("cpu")
+    peak_meter.start()
+    before = peak_meter.stop()
+    ballast = torch.ones(BALLAST // 4)
+    del ballast
+    assert peak_meter.stop() - before >= 0.9 * BALLAST
+
+
+@NEEDS_RESET
+def test_start_forgets_an_earlier_peak() -> None:
+    peak_meter = PeakMeter("cpu")
+    peak_meter.start()
+    ballast = torch.ones(BALLAST // 4)
+    del ballast
+    with_ballast = peak_meter.stop()
+    peak_meter.start()
+    assert with_ballast - peak_meter.stop() >= 0.9 * BALLAST
+
+
+def test_accelerator_asks_the_caching_allocator(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[tuple[str, torch.device]] = []
+
+    def reset(device: torch.device) -> None:
+        calls.append(("reset", device))
+
+    def peak(device: torch.device) -> int:
+        calls.append(("peak", device))
+        return 12345
+
+    module = SimpleNamespace(reset_peak_memory_stats=reset, max_memory_allocated=peak)
+    monkeypatch.setattr(torch, "get_device_module", lambda device: module)
+    peak_meter = PeakMeter("cuda:1")
+    peak_meter.start()
+    assert peak_meter.stop() == 12345
+    device = torch.device("cuda", 1)
+    assert calls == [("reset", device), ("peak", device)]
+    assert peak_meter.source == "allocated on cuda:1"
+
+
+@pytest.mark.parametrize(("platform", "unit"), [("linux", 1024), ("darwin", 1)])
+def test_without_proc_the_mark_of_the_whole_process_is_read(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, platform: str, unit: int
+) -> None:
+    monkeypatch.setattr(meter, "_STATUS", tmp_path / "status")
+    monkeypatch.setattr(meter, "_CLEAR_REFS", tmp_path / "clear_refs")
+    monkeypatch.setattr(meter.sys, "platform", platform)
+    monkeypatch.setattr(meter.resource, "getrusage", lambda who: SimpleNamespace(ru_maxrss=10**9))
+    peak_meter = PeakMeter("cpu")
+    peak_meter.start()
+    assert peak_meter.stop() == 10**9 * unit
+
+
+def test_a_mark_that_may_not_be_reset_is_still_read(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    locked = SimpleNamespace(exists=lambda: True, write_text=_refuse)
+    status = tmp_path / "status"
+    status.write_text("Name:\tpython\nVmHWM:\t    2048 kB\n")
+    monkeypatch.setattr(meter, "_CLEAR_REFS", locked)
+    monkeypatch.setattr(meter, "_STATUS", status)
+    peak_meter = PeakMeter("cpu")
+    peak_meter.start()
+    assert peak_meter.stop() == 2 * 2**20
+
+
+def _refuse(text: str) -> None:
+    raise PermissionError
+
+
+@pytest.mark.cuda
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_cuda_counts_allocated_bytes() -> None:
+    peak_meter = PeakMeter("cuda")
+    peak_meter.start()
+    before = peak_meter.stop()
+    ballast = torch.ones(2**20, device="cuda")
+    del ballast
+    assert peak_meter.stop() - before == 4 * 2**20
