@@ -1,0 +1,1 @@
+"""Every performance claim has its script here; see ``benchmarks/README.md``."""
