@@ -207,7 +207,7 @@ class GraphDataModule(L.LightningDataModule):
             self._builder = BatchBuilder(self.data, self.topology, edge_id=self.edge_id, in_degree=in_degree)
         if module is not None:
             samplers = {"num_neighbors": self.sampler}
-            if self.eval_mode == "sampled":
+            if self.eval_mode == "sampled" and self.eval_sampler is not self.sampler:
                 samplers["eval_num_neighbors"] = self.eval_sampler
             check_model(module, samplers, num_classes=self._num_classes, layerwise=self.eval_mode == "layerwise")
 

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -7,6 +8,7 @@ from typing import Any
 import lightning as L
 import pytest
 import torch
+from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.trainer.states import TrainerFn
 from rich.console import Console
 from torch.utils.data import DataLoader
@@ -234,3 +236,93 @@ def test_fast_dev_run(data: Data, tmp_path: Path) -> None:
     assert summary.epochs[0].loader is not None
     assert summary.epochs[0].loader.batches == 1
     assert summary.checkpoint_path is None
+
+
+class ClockedLoader:
+    """Plain batches, each of which takes two seconds to make."""
+
+    def __init__(self, clock: Clock, size: int) -> None:
+        self.clock, self.size = clock, size
+
+    def __len__(self) -> int:
+        return self.size
+
+    def __iter__(self) -> Iterator[torch.Tensor]:
+        for _ in range(self.size):
+            self.clock.now += 2
+            yield torch.ones(1)
+
+
+class ClockedModule(L.LightningModule):
+    """A training step takes 10 seconds, a validation step 100; what stands between them takes no time."""
+
+    def __init__(self, clock: Clock) -> None:
+        super().__init__()
+        self.clock, self.weight = clock, torch.nn.Parameter(torch.ones(1))
+
+    def training_step(self, batch: torch.Tensor, batch_idx: int) -> torch.Tensor:
+        self.clock.now += 10
+        return self.weight.sum()
+
+    def validation_step(self, batch: torch.Tensor, batch_idx: int) -> None:
+        self.clock.now += 100
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        return torch.optim.SGD(self.parameters(), lr=0.1)
+
+
+def clocked_trainer(summary: RunSummary, *callbacks: Callback, **options: Any) -> L.Trainer:
+    return L.Trainer(
+        accelerator="cpu",
+        callbacks=[summary, *callbacks],
+        logger=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        enable_checkpointing=False,
+        **options,
+    )
+
+
+@pytest.mark.parametrize("options", [{}, {"val_check_interval": 2}])
+def test_lightnings_hooks_come_when_the_clock_expects_them(clock: Clock, options: dict[str, Any]) -> None:
+    """The sanity check, validation within an epoch and validation after the fit stay out of the training time."""
+    summary, module = RunSummary(), ClockedModule(clock)
+    trainer = clocked_trainer(summary, max_epochs=2, **options)
+    trainer.fit(module, ClockedLoader(clock, 4), ClockedLoader(clock, 3))
+    trainer.validate(module, ClockedLoader(clock, 3), verbose=False)
+    validations = 2 if options else 1
+    # four batches of 2 + 10 seconds; validations of three batches of 2 + 100 seconds
+    assert summary.epochs == [EpochRecord(train_s=48.0, wait_s=8.0, val_s=306.0 * validations)] * 2
+
+
+def test_a_run_resumed_within_an_epoch_is_recorded(clock: Clock, tmp_path: Path) -> None:
+    class Save(Callback):
+        def on_train_batch_end(self, trainer: L.Trainer, *args: Any) -> None:
+            if trainer.global_step == 1:
+                trainer.save_checkpoint(tmp_path / "middle.ckpt")
+
+    loader, module = ClockedLoader(clock, 4), ClockedModule(clock)
+    clocked_trainer(RunSummary(), Save(), max_epochs=1).fit(module, loader)
+    summary = RunSummary()
+    clocked_trainer(summary, max_epochs=2).fit(module, loader, ckpt_path=tmp_path / "middle.ckpt", weights_only=True)
+    assert summary.epochs == [EpochRecord(train_s=36.0, wait_s=6.0), EpochRecord(train_s=48.0, wait_s=8.0)]
+
+
+def test_the_loaders_counts_are_those_of_the_batches(data: Data, tmp_path: Path) -> None:
+    counted: list[dict[str, int]] = []
+
+    class Count(NodeClassifier):
+        def on_train_epoch_start(self) -> None:
+            counted.append({"batches": 0, "nodes": 0, "edges": 0})
+
+        def on_train_batch_start(self, batch: Data, batch_idx: int) -> None:
+            for name, count in (("batches", 1), ("nodes", batch.num_nodes), ("edges", batch.num_edges)):
+                counted[-1][name] += count
+
+    summary = RunSummary()
+    datamodule = GraphDataModule(data, num_neighbors=[2, 2], batch_size=8, num_workers=2)
+    trainer = clocked_trainer(summary, max_epochs=3)
+    trainer.fit(Count("sage", in_channels=4, out_channels=3, hidden_channels=8), datamodule)
+    loaders = [record.loader for record in summary.epochs]
+    assert [{name: getattr(stats, name) for name in ("batches", "nodes", "edges")} for stats in loaders] == counted
+    assert [record.wait_s for record in summary.epochs] == [stats.wait_s for stats in loaders if stats]

@@ -3,6 +3,7 @@ from __future__ import annotations
 from pathlib import Path
 from types import SimpleNamespace
 
+import psutil
 import pytest
 import torch
 
@@ -76,6 +77,41 @@ def test_a_mark_that_may_not_be_reset_is_still_read(monkeypatch: pytest.MonkeyPa
     peak_meter = PeakMeter("cpu")
     peak_meter.start()
     assert peak_meter.stop() == 2 * 2**20
+
+
+def test_the_mark_is_reset_and_read_as_proc_documents_it(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    status, clear_refs = tmp_path / "status", tmp_path / "clear_refs"
+    status.write_text("Name:\tpython\nVmPeak:\t  999999 kB\nVmHWM:\t  123456 kB\nVmRSS:\t  1000 kB\n")
+    clear_refs.write_text("")
+    monkeypatch.setattr(meter, "_STATUS", status)
+    monkeypatch.setattr(meter, "_CLEAR_REFS", clear_refs)
+    peak_meter = PeakMeter("cpu")
+    peak_meter.start()
+    assert clear_refs.read_text() == "5"  # "reset the peak resident set size", proc(5)
+    assert peak_meter.stop() == 123456 * 1024
+
+
+def test_a_status_without_the_mark_is_no_dead_end(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    status = tmp_path / "status"  # as gVisor's
+    status.write_text("Name:\tpython\nVmRSS:\t  1000 kB\n")
+    monkeypatch.setattr(meter, "_STATUS", status)
+    monkeypatch.setattr(meter, "_CLEAR_REFS", tmp_path / "clear_refs")
+    monkeypatch.setattr(meter.resource, "getrusage", lambda who: SimpleNamespace(ru_maxrss=0))
+    rss_bytes = psutil.Process().memory_info().rss
+    assert PeakMeter("cpu").stop() == pytest.approx(rss_bytes, rel=0.1)  # never below what is held now
+
+
+def test_where_the_allocator_keeps_no_peak_the_process_is_measured(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on MPS: `torch.mps` counts what is allocated now and nothing else."""
+    module = SimpleNamespace(current_allocated_memory=lambda: 1)
+    monkeypatch.setattr(torch, "get_device_module", lambda device: module)
+    peak_meter = PeakMeter("mps")
+    peak_meter.start()
+    before = peak_meter.stop()
+    ballast = torch.ones(BALLAST // 4)
+    del ballast
+    assert peak_meter.stop() - before >= 0.9 * BALLAST
+    assert peak_meter.source == "resident set of the process"
 
 
 def _refuse(text: str) -> None:
