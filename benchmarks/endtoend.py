@@ -6,7 +6,8 @@ runs twice, for as many epochs and for as many steps. Sampled training runs unde
 demo's metrics, validation and checkpoints; full-batch training is the plain loop of PyG's examples, so Lightning's own
 time counts against us. Everything runs on the CPU.
 
-Epoch times leave validation out on all sides. The weights tested are those that validated best. Round ``k`` trains
+Epoch times leave validation out on all sides. The weights tested are those that validated best; sampled
+training is judged on sampled neighbours, as in the demo, full-batch training on all of them. Round ``k`` trains
 with the config's seed plus ``k`` on all sides.
 """
 
