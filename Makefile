@@ -43,7 +43,7 @@ types: $(STAMP) ## mypy --strict
 	$(BIN)/mypy
 
 doctest: $(STAMP) ## run the examples in the docstrings
-	$(BIN)/python -m pytest --doctest-modules lightning_gnnopt -p no:cacheprovider
+	$(BIN)/python -m pytest --doctest-modules lightning_gnnopt benchmarks -p no:cacheprovider
 
 docs: $(STAMP) ## build the documentation site into site/, strictly
 	$(BIN)/mkdocs build --strict --quiet
