@@ -6,6 +6,11 @@ import os
 from pathlib import Path
 
 import pytest
+import torch
+
+# The tensors of tests are tiny: a second thread would only be waited for, long where other work keeps the cores busy.
+torch.set_num_threads(1)
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # for the interpreters that tests start
 
 _HERE = Path(__file__).resolve().parent
 

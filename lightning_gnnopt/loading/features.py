@@ -30,8 +30,7 @@ class FeatureStore:
         if source.layout == torch.strided:
             self._dense = source.detach().cpu()
             return
-        source = source.detach().cpu()
-        csr = (source.coalesce() if source.layout == torch.sparse_coo else source).to_sparse_csr()
+        csr = source.detach().cpu().to_sparse_csr()
         self._indptr: NDArray[np.int64] = csr.crow_indices().numpy()
         self._columns: NDArray[np.int64] = csr.col_indices().numpy()
         self._values: NDArray[np.generic] = _bits(csr.values())

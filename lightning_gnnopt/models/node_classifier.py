@@ -249,7 +249,8 @@ class NodeClassifier(LightningModule):
         return loss, logits.size(0)
 
     def _logits(self, batch: Any, rows: slice | Tensor, *, use_layerwise: bool = True) -> Tensor:
-        if use_layerwise and self._layerwise is not None:
+        # Only a batch of seeds alone relies on them; any other comes from a loader that is not the DataModule's.
+        if use_layerwise and self._layerwise is not None and batch.get("num_sampled_edges") == []:
             layerwise: Tensor = self._layerwise.rows(batch.n_id[rows])
             return layerwise
         logits: Tensor = self(batch)

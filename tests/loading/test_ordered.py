@@ -134,6 +134,24 @@ def test_an_error_is_raised_at_its_place(num_workers: int, error: type[BaseExcep
     assert max(started) < 7 + (10 if num_workers else 1)  # what others had in hand, and then nothing more
 
 
+def test_nothing_is_begun_after_an_error() -> None:
+    """The first item is still in preparation when the second fails: its worker stops, though it could go on."""
+    failed, started = threading.Event(), []
+
+    def prepare(i: int) -> int:
+        started.append(i)
+        if i == 1:
+            failed.set()
+            raise RuntimeError("one")
+        assert failed.wait(DEADLINE_S)
+        time.sleep(0.05)  # time enough to begin others
+        return i
+
+    with pytest.raises(RuntimeError, match="one"):
+        consume(OrderedPrefetch(prepare, range(100), num_workers=2, max_ahead=10), received := [])
+    assert (received, sorted(started)) == ([0], [0, 1])
+
+
 def test_the_first_of_two_errors_wins_though_the_second_came_first() -> None:
     second_failed = threading.Event()
 

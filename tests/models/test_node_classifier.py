@@ -178,7 +178,8 @@ class LayerwiseData(LightningDataModule):
         return loader(make_batches(self.data, torch.arange(12)))
 
     def val_dataloader(self) -> Any:
-        return loader(make_batches(self.data, torch.arange(12, N)))
+        hops = 0 if self.eval_mode == "layerwise" else 2
+        return loader(make_batches(self.data, torch.arange(12, N), hops=hops))
 
     test_dataloader = predict_dataloader = val_dataloader
 
@@ -197,6 +198,18 @@ def test_layerwise_evaluation_reads_the_datamodules_outputs() -> None:
     assert torch.equal(predictions.argmax(-1), datamodule.data.y[12:])
     assert [stage for _, stage, _ in datamodule.calls] == ["val", "val", "test", "predict"]
     assert model._layerwise is None
+
+
+def test_another_loader_than_the_datamodules_runs_the_net() -> None:
+    """Lightning keeps the DataModule of the fit; a loader passed later must not be judged by its outputs."""
+    data = make_data()
+    model, trainer = make_model(), make_trainer()
+    trainer.fit(model, LayerwiseData(data, "layerwise"))
+    for other in (loader(make_batches(data, torch.arange(12, N))), loader([data])):
+        (metrics,) = trainer.test(model, other, verbose=False)
+        (alone,) = make_trainer().test(model, other, verbose=False)
+        assert metrics == alone
+        assert metrics["test/loss"] > 0.1
 
 
 def test_any_other_evaluation_runs_the_net() -> None:
