@@ -8,7 +8,7 @@ from typing import Any
 import lightning as L
 import pytest
 import torch
-from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 from lightning.pytorch.trainer.states import TrainerFn
 from rich.console import Console
 from torch.utils.data import DataLoader
@@ -326,3 +326,25 @@ def test_the_loaders_counts_are_those_of_the_batches(data: Data, tmp_path: Path)
     loaders = [record.loader for record in summary.epochs]
     assert [{name: getattr(stats, name) for name in ("batches", "nodes", "edges")} for stats in loaders] == counted
     assert [record.wait_s for record in summary.epochs] == [stats.wait_s for stats in loaders if stats]
+
+
+def test_the_checkpoints_score_is_kept(tmp_path: Path) -> None:
+    loader = [torch.ones(1)]
+    summary, saver = RunSummary(), ModelCheckpoint(tmp_path, monitor="score", mode="max")
+
+    class Scores(ClockedModule):
+        def validation_step(self, batch: torch.Tensor, batch_idx: int) -> None:
+            self.log("score", [0.25, 0.75, 0.5][self.current_epoch])
+
+    trainer = L.Trainer(
+        accelerator="cpu",
+        callbacks=[summary, saver],
+        max_epochs=3,
+        num_sanity_val_steps=0,
+        logger=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+    )
+    trainer.fit(Scores(Clock()), loader, loader)
+    assert (summary.monitor, summary.best_score) == ("score", 0.75)
+    assert summary.checkpoint_path == str(tmp_path / "epoch=1-step=2.ckpt")
