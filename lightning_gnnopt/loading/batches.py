@@ -100,8 +100,9 @@ class BatchBuilder:
         batch.n_id = n_id
         batch.input_id = _long(input_id)
         batch.batch_size = subgraph.batch_size
-        batch.num_sampled_nodes = list(subgraph.num_sampled_nodes)
-        batch.num_sampled_edges = list(subgraph.num_sampled_edges)
+        if subgraph.num_sampled_nodes is not None and subgraph.num_sampled_edges is not None:
+            batch.num_sampled_nodes = list(subgraph.num_sampled_nodes)
+            batch.num_sampled_edges = list(subgraph.num_sampled_edges)
         return batch
 
 

@@ -167,14 +167,16 @@ def check_model(
     """
     depth = getattr(module, "num_layers", None)
     for name, sampler in samplers.items():
+        if not isinstance(depth, int) or sampler.num_hops is None:
+            continue
         hops = f"{sampler.num_hops} {'hop' if sampler.num_hops == 1 else 'hops'}"
-        if isinstance(depth, int) and sampler.num_hops < depth:
+        if sampler.num_hops < depth:
             raise ValueError(
                 f"`{name}` must hold one fan-out for each of the model's {depth} layers, but samples {hops}"
                 f" ({getattr(sampler, 'num_neighbors', sampler)})."
                 " HINT: lengthen it, or lower the model's `num_layers`."
             )
-        if isinstance(depth, int) and sampler.num_hops > depth:
+        if sampler.num_hops > depth:
             rank_zero_warn(
                 f"`{name}` samples {hops}, but the model has {depth} {'layer' if depth == 1 else 'layers'}:"
                 " what lies beyond is sampled and never used. HINT: shorten it."

@@ -1,9 +1,9 @@
-"""What every sampler returns, and what every sampler is."""
+"""What every sampler is."""
 
 from __future__ import annotations
 
 from abc import abstractmethod
-from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -11,43 +11,8 @@ from numpy.typing import NDArray
 from torch_geometric.sampler import BaseSampler, EdgeSamplerInput, NegativeSampling, NodeSamplerInput, SamplerOutput
 
 from lightning_gnnopt.sampling.rng import SampleKey
+from lightning_gnnopt.sampling.subgraph import Subgraph
 from lightning_gnnopt.sampling.topology import Topology
-
-
-@dataclass(frozen=True, eq=False)
-class Subgraph:
-    """A sampled batch before any feature is copied: ids and counts only.
-
-    Attributes:
-        n_id: Global ids of the batch's nodes, shape ``(N,)``: the seeds first, then hop by hop.
-        row: Local sources of the edges, shape ``(E,)``.
-        col: Local destinations of the edges, shape ``(E,)``; edges stand hop by hop.
-        positions: Each edge's position in the topology's CSC order, shape ``(E,)``.
-        num_sampled_nodes: ``[seeds, new in hop 1, ..., new in hop L]``; sums to ``N``.
-        num_sampled_edges: ``[hop 1, ..., hop L]``; sums to ``E``.
-    """
-
-    n_id: NDArray[np.integer]
-    row: NDArray[np.integer]
-    col: NDArray[np.integer]
-    positions: NDArray[np.int64]
-    num_sampled_nodes: list[int]
-    num_sampled_edges: list[int]
-
-    @property
-    def batch_size(self) -> int:
-        """Number of seeds ``B``."""
-        return self.num_sampled_nodes[0]
-
-    @property
-    def num_nodes(self) -> int:
-        """Number of nodes ``N``."""
-        return len(self.n_id)
-
-    @property
-    def num_edges(self) -> int:
-        """Number of edges ``E``."""
-        return len(self.row)
 
 
 class NodeSampler(BaseSampler):
@@ -57,19 +22,20 @@ class NodeSampler(BaseSampler):
 
     Attributes:
         topology: The graph it samples from.
-        num_hops: How many message-passing layers a batch feeds.
+        num_hops: How many message-passing layers a batch feeds; None if it feeds any number.
     """
 
     topology: Topology
-    num_hops: int
+    num_hops: int | None
 
     @abstractmethod
-    def sample(self, seeds: NDArray[np.integer], key: SampleKey) -> Subgraph:
+    def sample(self, seeds: NDArray[np.integer], key: SampleKey, *, time: NDArray[Any] | None = None) -> Subgraph:
         """Draw one batch.
 
         Args:
             seeds: Global ids, shape ``(B,)``; a node may stand twice.
             key: What the random numbers are keyed by.
+            time: The time of each seed, shape ``(B,)``; only temporal samplers take it.
 
         Returns:
             The batch's subgraph, the seeds in the given order first.
@@ -88,6 +54,7 @@ class NodeSampler(BaseSampler):
             row=torch.from_numpy(subgraph.row.astype(np.int64)),
             col=torch.from_numpy(subgraph.col.astype(np.int64)),
             edge=None if edge_ids is None else torch.from_numpy(edge_ids[subgraph.positions].astype(np.int64)),
+            batch=None if subgraph.batch is None else torch.from_numpy(subgraph.batch.astype(np.int64)),
             num_sampled_nodes=subgraph.num_sampled_nodes,
             num_sampled_edges=subgraph.num_sampled_edges,
             metadata=(index.input_id, index.time),

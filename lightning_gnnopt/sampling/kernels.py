@@ -9,9 +9,7 @@ import numpy as np
 from numba import njit
 from numpy.typing import NDArray
 
-from lightning_gnnopt.sampling.rng import mix64, uniform_below
-
-_ONE = np.uint64(1)
+from lightning_gnnopt.sampling.prefetch import AHEAD, prefetch
 
 
 @njit(nogil=True, cache=True)
@@ -64,112 +62,30 @@ def in_degrees_without_self_loops(
 
 
 @njit(nogil=True, cache=True)
-def _draw_positions(degree: int, fanout: int, first: int, state: np.uint64, out: NDArray[np.int64]) -> None:
-    """Choose `fanout` < `degree` distinct positions of ``first .. first + degree - 1``, every subset equally likely.
+def _gather(indices: NDArray[np.integer], positions: NDArray[np.integer], out: NDArray[np.integer]) -> None:
+    n = len(positions)
+    for e in range(n):
+        if e + AHEAD < n:
+            prefetch(indices, positions[e + AHEAD])
+        out[e] = indices[positions[e]]
 
-    Few positions: Floyd's draw over ``[0, j]`` inclusive (Bentley & Floyd, CACM 1987), whose look-back is quadratic in
-    `fanout`. Many: selection sampling (Knuth, TAOCP volume 2, algorithm S), linear in `degree`.
-    """
-    if fanout * fanout <= 2 * degree or fanout <= 32:
-        for i in range(fanout):
-            j = degree - fanout + i
-            draw, state = uniform_below(state, np.uint64(j) + _ONE)
-            chosen = first + int(draw)
-            for k in range(i):
-                if out[k] == chosen:
-                    chosen = first + j
-                    break
-            out[i] = chosen
-        return
-    taken = 0
-    for j in range(degree):
-        draw, state = uniform_below(state, np.uint64(degree - j))
-        if int(draw) < fanout - taken:
-            out[taken] = first + j
-            taken += 1
-            if taken == fanout:
-                return
+
+def gather(indices: NDArray[np.integer], positions: NDArray[np.integer]) -> NDArray[np.integer]:
+    """Read ``indices[positions]``, shape ``(E,)``, with the cache lines asked for ahead."""
+    out = np.empty(len(positions), indices.dtype)
+    _gather(indices, positions, out)
+    return out
 
 
 @njit(nogil=True, cache=True)
-def mark_seeds(seeds: NDArray[np.integer], stamps: NDArray[np.int32], locals_: NDArray[np.int32], stamp: int) -> None:
-    """Give each seed its position as local id; a node that stands twice among the seeds keeps its first."""
-    for i in range(len(seeds)):
-        v = seeds[i]
-        if stamps[v] != stamp:
-            stamps[v] = stamp
-            locals_[v] = i
+def _columns(colptr: NDArray[np.int64], first: int, out: NDArray[np.int32]) -> None:
+    for i in range(len(colptr) - 1):
+        for e in range(colptr[i], colptr[i + 1]):
+            out[e] = first + i
 
 
-@njit(nogil=True, cache=True)
-def sample_hop(
-    indptr: NDArray[np.int64],
-    indices: NDArray[np.integer],
-    frontier: NDArray[np.integer],
-    first_local: int,
-    num_nodes: int,
-    fanout: int,
-    key: np.uint64,
-    stamps: NDArray[np.int32],
-    locals_: NDArray[np.int32],
-    stamp: int,
-) -> tuple[NDArray[np.integer], NDArray[np.int32], NDArray[np.int32], NDArray[np.int64]]:
-    """Sample in-neighbours of a frontier uniformly without replacement, and number the new nodes.
-
-    Three passes: draw all positions, gather the neighbours, relabel through a table stamped per batch (never cleared).
-
-    Args:
-        indptr: Shape ``(N + 1,)``.
-        indices: Shape ``(E,)``.
-        frontier: Global ids of the nodes to expand, shape ``(F,)``.
-        first_local: Local id of ``frontier[0]``; the others follow.
-        num_nodes: Local ids given so far.
-        fanout: In-neighbours per node; -1 takes all of them.
-        key: Word that keys this hop's random numbers.
-        stamps: Shape ``(N,)``; ``stamps[v] == stamp`` says that ``v`` has a local id in this batch.
-        locals_: Shape ``(N,)``: the local ids.
-        stamp: This batch's stamp.
-
-    Returns:
-        Global ids of the nodes seen for the first time, in order of discovery; local sources and local destinations of
-        the sampled edges, grouped by destination; the edges' positions in the CSC order.
-    """
-    num_edges = np.int64(0)
-    for i in range(len(frontier)):
-        v = frontier[i]
-        degree = indptr[v + 1] - indptr[v]
-        num_edges += degree if fanout < 0 or degree < fanout else fanout
-
-    positions = np.empty(num_edges, np.int64)
-    col = np.empty(num_edges, np.int32)
-    at = 0
-    for i in range(len(frontier)):
-        v = frontier[i]
-        first = indptr[v]
-        degree = indptr[v + 1] - first
-        if fanout < 0 or degree <= fanout:
-            count = degree
-            for k in range(degree):
-                positions[at + k] = first + k
-        else:
-            count = fanout
-            _draw_positions(degree, fanout, first, mix64(key ^ np.uint64(i)), positions[at : at + fanout])
-        for k in range(count):
-            col[at + k] = first_local + i
-        at += count
-
-    sources = np.empty(num_edges, indices.dtype)
-    for e in range(num_edges):
-        sources[e] = indices[positions[e]]
-
-    row = np.empty(num_edges, np.int32)
-    num_new = 0
-    for e in range(num_edges):
-        u = sources[e]
-        if stamps[u] != stamp:
-            stamps[u] = stamp
-            locals_[u] = num_nodes + num_new
-            sources[num_new] = u  # `num_new <= e`: this place was read already
-            num_new += 1
-        row[e] = locals_[u]
-    return sources[:num_new].copy(), row, col, positions
+def columns(colptr: NDArray[np.int64], first: int) -> NDArray[np.int32]:
+    """Spell out compressed columns: the places ``colptr[i]:colptr[i + 1]`` hold ``first + i``."""
+    out = np.empty(colptr[-1], np.int32)
+    _columns(colptr, first, out)
+    return out

@@ -2,24 +2,19 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 from typing_extensions import override
 
-from lightning_gnnopt.sampling.base import NodeSampler, Subgraph
-from lightning_gnnopt.sampling.kernels import mark_seeds, sample_hop
-from lightning_gnnopt.sampling.rng import SampleKey, mix64
+from lightning_gnnopt.sampling.draws import Draw, UniformDraw
+from lightning_gnnopt.sampling.hopwise import HopwiseSampler, SubgraphType
+from lightning_gnnopt.sampling.node_table import DENSE_LIMIT_BYTES
 from lightning_gnnopt.sampling.topology import Topology
 
-_LAST_STAMP = 2**31 - 1
 
-
-class NeighborSampler(NodeSampler):
-    """Sample up to `num_neighbors[k]` in-neighbours of every node in hop ``k``, uniformly without replacement.
+class NeighborSampler(HopwiseSampler):
+    """Sample up to `num_neighbors[k]` in-neighbours of every node in hop ``k``.
 
     The method is GraphSAGE's (Hamilton, Ying & Leskovec, "Inductive representation learning on large graphs", NeurIPS
     2017). Nodes are numbered as PyG's `NeighborLoader` numbers them: the seeds in the given order, then the nodes of
@@ -29,85 +24,50 @@ class NeighborSampler(NodeSampler):
     Args:
         topology: The graph.
         num_neighbors: Fan-out of each hop, the seeds' own first; -1 takes all in-neighbours.
+        replace: Whether an edge can be drawn several times. A node with an in-edge then always has as many as asked.
+        disjoint: Whether each seed has its own tree; a node reached from two seeds is then in the batch twice.
+        subgraph_type: ``"directional"``: the drawn edges. ``"bidirectional"``: these, and the reverse of each whose
+            reverse was not drawn. ``"induced"``: all of the graph's edges between the batch's nodes (of one tree). The
+            last two have no per-hop counts.
+        dense_limit_bytes: A numbering table above this size (4 bytes per node and thread) is hashed instead.
 
     Raises:
-        ValueError: If `num_neighbors` is empty, or a fan-out is 0 or below -1.
+        ValueError: If `num_neighbors` is empty, a fan-out is 0 or below -1, or `subgraph_type` is unknown.
 
     Examples:
         >>> import torch
+        >>> from lightning_gnnopt.sampling import SampleKey
         >>> star = Topology.from_edge_index(torch.tensor([[1, 2, 3], [0, 0, 0]]), num_nodes=4)
         >>> batch = NeighborSampler(star, num_neighbors=[2]).sample(np.array([0]), SampleKey(seed=0))
         >>> batch.num_sampled_nodes, batch.num_sampled_edges, batch.col
         ([1, 2], [2], array([0, 0], dtype=int32))
     """
 
-    def __init__(self, topology: Topology, num_neighbors: Sequence[int]) -> None:
-        self.topology = topology
+    def __init__(
+        self,
+        topology: Topology,
+        num_neighbors: Sequence[int],
+        *,
+        replace: bool = False,
+        disjoint: bool = False,
+        subgraph_type: SubgraphType = "directional",
+        dense_limit_bytes: int = DENSE_LIMIT_BYTES,
+    ) -> None:
         self.num_neighbors = check_fanouts(num_neighbors)
-        self.num_hops = len(self.num_neighbors)
-        self._idle: list[_Workspace] = []
-        self._lock = threading.Lock()
-
-    @override
-    def sample(self, seeds: NDArray[np.integer], key: SampleKey) -> Subgraph:
-        self.check_seeds(seeds)
-        graph = self.topology
-        workspace = self._borrow()
-        try:
-            stamp = workspace.next_stamp()
-            stamps, locals_ = workspace.stamps, workspace.locals
-            frontier = seeds.astype(graph.indices.dtype)
-            mark_seeds(frontier, stamps, locals_, stamp)
-            word = key.fold()
-            nodes, rows, cols, positions = [frontier], [], [], []
-            first_local, num_nodes = 0, len(frontier)
-            for hop, fanout in enumerate(self.num_neighbors):
-                hop_key = np.uint64(mix64(word ^ np.uint64(hop)))  # numba hands back a plain int
-                new, row, col, position = sample_hop(
-                    graph.indptr,
-                    graph.indices,
-                    frontier,
-                    first_local,
-                    num_nodes,
-                    fanout,
-                    hop_key,
-                    stamps,
-                    locals_,
-                    stamp,
-                )
-                nodes.append(new)
-                rows.append(row)
-                cols.append(col)
-                positions.append(position)
-                frontier, first_local, num_nodes = new, num_nodes, num_nodes + len(new)
-        finally:
-            self._give_back(workspace)
-        return Subgraph(
-            n_id=np.concatenate(nodes),
-            row=np.concatenate(rows),
-            col=np.concatenate(cols),
-            positions=np.concatenate(positions),
-            num_sampled_nodes=[len(part) for part in nodes],
-            num_sampled_edges=[len(part) for part in rows],
+        super().__init__(
+            topology,
+            self.num_neighbors,
+            disjoint=disjoint,
+            subgraph_type=subgraph_type,
+            dense_limit_bytes=dense_limit_bytes,
         )
+        self.replace = replace
+        self._draw = UniformDraw(topology, replace=replace)
 
-    def _borrow(self) -> _Workspace:
-        with self._lock:
-            if self._idle:
-                return self._idle.pop()
-        return _Workspace(self.topology.num_nodes)
-
-    def _give_back(self, workspace: _Workspace) -> None:
-        with self._lock:
-            self._idle.append(workspace)
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {name: value for name, value in self.__dict__.items() if name not in ("_idle", "_lock")}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__dict__.update(state)
-        self._idle = []
-        self._lock = threading.Lock()
+    @property
+    @override
+    def draw(self) -> Draw:
+        return self._draw
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.topology!r}, num_neighbors={self.num_neighbors})"
@@ -144,19 +104,3 @@ def check_fanouts(num_neighbors: Sequence[int], *, name: str = "num_neighbors") 
                 f" in {fanouts}. HINT: to use fewer hops, shorten the list."
             )
     return [int(fanout) for fanout in fanouts]
-
-
-class _Workspace:
-    """One thread's relabelling table: 8 bytes per node of the graph, reused for every batch and never cleared."""
-
-    def __init__(self, num_nodes: int) -> None:
-        self.stamps = np.zeros(num_nodes, np.int32)
-        self.locals = np.empty(num_nodes, np.int32)
-        self._stamp = 0
-
-    def next_stamp(self) -> int:
-        if self._stamp == _LAST_STAMP:
-            self.stamps.fill(0)
-            self._stamp = 0
-        self._stamp += 1
-        return self._stamp

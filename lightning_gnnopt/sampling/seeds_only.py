@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 from numpy.typing import NDArray
 from typing_extensions import override
 
-from lightning_gnnopt.sampling.base import NodeSampler, Subgraph
+from lightning_gnnopt.sampling.base import NodeSampler
 from lightning_gnnopt.sampling.rng import SampleKey
+from lightning_gnnopt.sampling.subgraph import Subgraph
 from lightning_gnnopt.sampling.topology import Topology
 
 
@@ -20,13 +23,13 @@ class SeedsOnlySampler(NodeSampler):
         topology: The graph.
     """
 
-    num_hops = 0
+    num_hops: int | None = 0
 
     def __init__(self, topology: Topology) -> None:
         self.topology = topology
 
     @override
-    def sample(self, seeds: NDArray[np.integer], key: SampleKey) -> Subgraph:
+    def sample(self, seeds: NDArray[np.integer], key: SampleKey, *, time: NDArray[Any] | None = None) -> Subgraph:
         self.check_seeds(seeds)
         none = np.empty(0, np.int32)
         return Subgraph(

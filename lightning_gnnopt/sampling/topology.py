@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -89,6 +89,11 @@ class Topology:
     def num_edges(self) -> int:
         """Number of directed edges ``E``."""
         return len(self.indices)
+
+    @property
+    def position_dtype(self) -> type[np.signedinteger[Any]]:
+        """Type that holds a position in the CSC order: int32 up to 2**31 - 1 edges, else int64."""
+        return np.int32 if self.num_edges <= _INT32_MAX else np.int64
 
     @property
     def nbytes(self) -> int:

@@ -9,14 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from lightning_gnnopt.sampling.kernels import (
-    _draw_positions,
-    coo_to_csc,
-    csc_edge_ids,
-    in_degrees_without_self_loops,
-    mark_seeds,
-    sample_hop,
-)
+from lightning_gnnopt.sampling.draws import draw_positions, draw_uniform
+from lightning_gnnopt.sampling.kernels import coo_to_csc, csc_edge_ids, in_degrees_without_self_loops
 
 from . import reference
 from .reference import SIGNIFICANCE, uniform_p_value
@@ -24,24 +18,16 @@ from .reference import SIGNIFICANCE, uniform_p_value
 
 def draw(degree: int, fanout: int, state: int, *, first: int = 0) -> list[int]:
     out = np.empty(fanout, np.int64)
-    _draw_positions(degree, fanout, first, np.uint64(state), out)
+    draw_positions(degree, fanout, first, np.uint64(state), out)
     return out.tolist()
 
 
 def draw_often(degree: int, fanout: int, times: int) -> NDArray[np.int64]:
     """Draw for `times` frontier nodes of the same `degree` in one call, as sampling does; shape ``(times, fanout)``."""
-    positions = sample_hop(
-        np.array([0, degree]),
-        np.zeros(degree, np.int32),
-        np.zeros(times, np.int32),
-        first_local=0,
-        num_nodes=1,
-        fanout=fanout,
-        key=np.uint64(2024),
-        stamps=np.ones(1, np.int32),
-        locals_=np.zeros(1, np.int32),
-        stamp=1,
-    )[-1]
+    colptr = np.arange(0, times * fanout + 1, fanout)
+    positions = np.empty(times * fanout, np.int32)
+    frontier = np.zeros(times, np.int32)
+    draw_uniform(np.array([0, degree]), frontier, fanout, False, np.uint64(2024), colptr, positions)
     return positions.reshape(times, fanout)
 
 
@@ -117,34 +103,3 @@ def test_csc_kernels_take_either_width() -> None:
         assert indices.tolist() == [1, 2, 0, 1, 1]
         assert ids.tolist() == [2, 0, 1, 3, 4]
         assert degrees.tolist() == [1, 2, 1, 0]
-
-
-def test_a_seed_that_stands_twice_keeps_its_first_place() -> None:
-    stamps, locals_ = np.full(5, 6, np.int32), np.full(5, -1, np.int32)
-    mark_seeds(np.array([3, 1, 3, 1, 0]), stamps, locals_, 7)
-    assert stamps.tolist() == [7, 7, 6, 7, 6]
-    assert locals_.tolist() == [4, 1, -1, 0, -1]
-
-
-def test_one_hop_numbers_new_nodes_as_they_are_found() -> None:
-    """Node 0 has the in-neighbours 3, 1, 3; node 2 has 1, 2, 0. Both are expanded, 0 as local 5, 2 as local 6."""
-    stamps, locals_ = np.array([9, 0, 9, 0], np.int32), np.array([5, 0, 6, 0], np.int32)
-    new, row, col, positions = sample_hop(
-        np.array([0, 3, 3, 6, 6]),
-        np.array([3, 1, 3, 1, 2, 0], np.int32),
-        np.array([0, 2], np.int32),
-        first_local=5,
-        num_nodes=7,
-        fanout=-1,
-        key=np.uint64(0),
-        stamps=stamps,
-        locals_=locals_,
-        stamp=9,
-    )
-    assert new.tolist() == [3, 1]
-    assert row.tolist() == [7, 8, 7, 8, 6, 5]
-    assert col.tolist() == [5, 5, 5, 6, 6, 6]
-    assert positions.tolist() == [0, 1, 2, 3, 4, 5]
-    assert stamps.tolist() == [9, 9, 9, 9]
-    assert locals_.tolist() == [5, 8, 6, 7]
-    assert (new.dtype, row.dtype, col.dtype, positions.dtype) == (np.int32, np.int32, np.int32, np.int64)

@@ -20,7 +20,7 @@ from lightning_gnnopt.sampling import (
     Subgraph,
     Topology,
     check_fanouts,
-    neighbor,
+    hopwise,
     topology,
 )
 
@@ -204,49 +204,36 @@ def test_many_threads_at_once_draw_the_same_bits() -> None:
     seeds = [np.random.default_rng(i).integers(0, 2_000, 64) for i in range(64)]
     keys = [SampleKey(3, batch=i) for i in range(64)]
     alone = [sampler.sample(*pair) for pair in zip(seeds, keys, strict=True)]
-    assert len(sampler._idle) == 1  # one thread needs one workspace, however many batches
+    assert len(sampler._tables._idle) == 1  # one thread needs one table, however many batches
 
     with ThreadPoolExecutor(8) as pool:
         together = list(pool.map(sampler.sample, seeds, keys))
 
     for one, other in zip(alone, together, strict=True):
         assert_same_bits(one, other)
-    assert 1 <= len(sampler._idle) <= 8
+    assert 1 <= len(sampler._tables._idle) <= 8
 
 
-def test_a_workspace_comes_back_after_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_batch_that_failed_leaves_nothing_behind(monkeypatch: pytest.MonkeyPatch) -> None:
     sampler, seeds = make_sampler([3, 3]), np.arange(9)
     expected = sampler.sample(seeds, SampleKey(0))
 
     def fail(*args: Any) -> None:
         raise RuntimeError("in the first hop")
 
-    monkeypatch.setattr(neighbor, "sample_hop", fail)
+    monkeypatch.setattr(hopwise, "gather", fail)
     with pytest.raises(RuntimeError, match="in the first hop"):
         sampler.sample(seeds, SampleKey(0))
     monkeypatch.undo()
-    assert len(sampler._idle) == 1
     assert_same_bits(sampler.sample(seeds, SampleKey(0)), expected)
-
-
-def test_stamps_begin_anew_after_the_last_one() -> None:
-    sampler, seeds = make_sampler([3, 3]), np.arange(9)
-    expected = [sampler.sample(seeds, SampleKey(0, batch=i)) for i in range(4)]
-    (workspace,) = sampler._idle
-    workspace._stamp = neighbor._LAST_STAMP - 2
-    used = []
-    for i in range(4):
-        assert_same_bits(sampler.sample(seeds, SampleKey(0, batch=i)), expected[i])
-        used.append(workspace._stamp)
-        assert workspace.stamps.max() == workspace._stamp  # nothing of an older batch can be taken for this one's
-    assert used == [neighbor._LAST_STAMP - 1, neighbor._LAST_STAMP, 1, 2]
+    assert len(sampler._tables._idle) == 1
 
 
 def test_it_travels_to_another_process() -> None:
     sampler, seeds = make_sampler([3, 3]), np.arange(9)
     expected = sampler.sample(seeds, SampleKey(7))
     dumped = pickle.dumps(sampler)
-    assert len(dumped) < 1.2 * sampler.topology.nbytes  # no workspace comes along
+    assert len(dumped) < 1.2 * sampler.topology.nbytes  # no table comes along
     copy = pickle.loads(dumped)
     assert_same_bits(copy.sample(seeds, SampleKey(7)), expected)
     assert repr(copy) == repr(sampler)
