@@ -7,7 +7,7 @@ STAMP := $(VENV)/.installed
 PIP_INSTALL := $(BIN)/python -m pip install --quiet --constraint constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test lint format types doctest docs docs-serve recipes wheel-test bench clean
+.PHONY: help install demo test bounds lint format types doctest docs docs-serve recipes wheel-test bench clean
 
 help: ## list the verbs
 	@echo "lightning_gnnopt: make VERB"
@@ -30,6 +30,11 @@ demo: $(STAMP) ## train GraphSAGE on the digits graph and print what came out
 
 test: $(STAMP) ## run the whole suite, with coverage
 	$(BIN)/python -m pytest --cov --cov-report=term
+
+# A cache of its own: machine code compiled without the checks would be taken from the usual one.
+bounds: $(STAMP) ## run the sampling tests with every array index checked in the numba kernels
+	cache=$$(mktemp -d) && trap 'rm -rf "$$cache"' EXIT && NUMBA_BOUNDSCHECK=1 NUMBA_CACHE_DIR="$$cache" \
+		$(BIN)/python -m pytest tests/sampling -q --no-cov -p no:cacheprovider
 
 lint: $(STAMP) ## ruff: rules and format
 	$(BIN)/ruff check .

@@ -6,10 +6,12 @@ from abc import abstractmethod
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from torch_geometric.sampler import BaseSampler, EdgeSamplerInput, NegativeSampling, NodeSamplerInput, SamplerOutput
 
+from lightning_gnnopt.sampling.checks import checked_seeds
+from lightning_gnnopt.sampling.link import LinkSampler, link_sampler_for
+from lightning_gnnopt.sampling.pyg_seam import sampler_output, torch_key
 from lightning_gnnopt.sampling.rng import SampleKey
 from lightning_gnnopt.sampling.subgraph import Subgraph
 from lightning_gnnopt.sampling.topology import Topology
@@ -23,10 +25,16 @@ class NodeSampler(BaseSampler):
     Attributes:
         topology: The graph it samples from.
         num_hops: How many message-passing layers a batch feeds; None if it feeds any number.
+        disjoint: Whether each seed has its own tree.
     """
 
     topology: Topology
     num_hops: int | None
+    disjoint: bool = False
+    # Temporal samplers keep when each node came to be.
+    _node_time: NDArray[Any] | None = None
+    # PyG's loaders ask one batch after another for the same kind of links.
+    _links: LinkSampler | None = None
 
     @abstractmethod
     def sample(self, seeds: NDArray[np.integer], key: SampleKey, *, time: NDArray[Any] | None = None) -> Subgraph:
@@ -44,44 +52,32 @@ class NodeSampler(BaseSampler):
             ValueError: If there is no seed, or an id is not a node of the graph.
         """
 
+    @property
+    def node_time(self) -> NDArray[Any] | None:
+        """When each node came to be, shape ``(N,)``; None where nodes have no times."""
+        return self._node_time
+
     def sample_from_nodes(self, index: NodeSamplerInput) -> SamplerOutput:
         """Serve PyG's ``NodeLoader(data, node_sampler=...)``; the key comes from torch's global generator."""
-        key = SampleKey(int(torch.randint(2**62, ())))
-        subgraph = self.sample(index.node.numpy(), key)
-        edge_ids = self.topology.edge_ids
-        return SamplerOutput(
-            node=torch.from_numpy(subgraph.n_id.astype(np.int64)),
-            row=torch.from_numpy(subgraph.row.astype(np.int64)),
-            col=torch.from_numpy(subgraph.col.astype(np.int64)),
-            edge=None if edge_ids is None else torch.from_numpy(edge_ids[subgraph.positions].astype(np.int64)),
-            batch=None if subgraph.batch is None else torch.from_numpy(subgraph.batch.astype(np.int64)),
-            num_sampled_nodes=subgraph.num_sampled_nodes,
-            num_sampled_edges=subgraph.num_sampled_edges,
-            metadata=(index.input_id, index.time),
-        )
+        time = {} if index.time is None else {"time": index.time.numpy()}
+        subgraph = self.sample(index.node.numpy(), torch_key(), **time)
+        return sampler_output(subgraph, self.topology, (index.input_id, index.time))
 
     def sample_from_edges(self, index: EdgeSamplerInput, neg_sampling: NegativeSampling | None = None) -> SamplerOutput:
-        """Refuse: a node sampler starts from nodes.
+        """Serve PyG's ``LinkLoader(data, link_sampler=...)`` through a `LinkSampler`."""
+        self._links = links = link_sampler_for(self, index.input_type, neg_sampling, self._links)
+        return links.sample_from_edges(index, neg_sampling)
+
+    def check_seeds(self, seeds: Any) -> NDArray[np.integer]:
+        """Take seeds as they come and refuse those that cannot be sampled.
+
+        Args:
+            seeds: Array, tensor or list of integers, shape ``(B,)``.
+
+        Returns:
+            The seeds as an array.
 
         Raises:
-            NotImplementedError: Always.
+            ValueError: If they are not a one-dimensional array of integers, there is none, or one is not a node.
         """
-        raise NotImplementedError(
-            f"{type(self).__name__} samples around nodes, but was asked to sample around edges."
-            " HINT: use it with `NodeLoader` or `GraphDataModule`; link-level loaders need an edge sampler."
-        )
-
-    def check_seeds(self, seeds: NDArray[np.integer]) -> None:
-        """Refuse an empty batch and ids outside the graph.
-
-        Raises:
-            ValueError: As said.
-        """
-        if seeds.size == 0:
-            raise ValueError("`seeds` must hold at least one node, but it is empty. HINT: check the split's mask.")
-        lowest, highest = int(seeds.min()), int(seeds.max())
-        if lowest < 0 or highest >= self.topology.num_nodes:
-            raise ValueError(
-                f"`seeds` must be node ids from 0 to {self.topology.num_nodes - 1:,}, but found"
-                f" {lowest if lowest < 0 else highest:,}. HINT: seeds are global ids of the graph that is sampled."
-            )
+        return checked_seeds(seeds, self.topology.num_nodes)

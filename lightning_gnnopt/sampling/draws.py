@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple, Protocol
+from abc import ABC, abstractmethod
+from typing import NamedTuple
 
 import numpy as np
 from numba import njit
 from numpy.typing import NDArray
 from typing_extensions import override
 
-from lightning_gnnopt.sampling.prefetch import AHEAD, prefetch
-from lightning_gnnopt.sampling.rng import mix64, uniform_below
+from lightning_gnnopt.sampling.buffers import Buffer
+from lightning_gnnopt.sampling.prefetch import NODES_AHEAD, prefetch
+from lightning_gnnopt.sampling.rng import GOLDEN, LOW_32, ONE, bounded, mix64, uniform_below
 from lightning_gnnopt.sampling.topology import Topology
 
-_ONE = np.uint64(1)
+_32, _63 = np.uint64(32), np.uint64(63)
+_MAX_ROOM = 2**22  # positions; below it, room for the most that can be drawn is cheaper than counting first
+_FLOYD_MAX = np.uint64(32)  # up to here looking back beats reading on, whatever the degree
 
 
 class Drawn(NamedTuple):
@@ -30,9 +34,10 @@ class Drawn(NamedTuple):
     edge_norm: NDArray[np.float32] | None = None
 
 
-class Draw(Protocol):
+class Draw(ABC):
     """Draws in-edges of the nodes of a hop. Called from many threads at once."""
 
+    @abstractmethod
     def __call__(
         self, frontier: NDArray[np.integer], size: int, key: np.uint64, *, time: NDArray[np.number] | None
     ) -> Drawn:
@@ -48,7 +53,24 @@ class Draw(Protocol):
         Returns:
             The drawn in-edges, of the first node first.
         """
-        ...
+
+    def append(
+        self,
+        frontier: NDArray[np.integer],
+        size: int,
+        key: np.uint64,
+        positions: Buffer,
+        *,
+        time: NDArray[np.number] | None,
+    ) -> tuple[NDArray[np.int64], NDArray[np.float32] | None]:
+        """Draw a hop and append its positions to a buffer.
+
+        Returns:
+            The hop's ``colptr`` and ``edge_norm``.
+        """
+        drawn = self(frontier, size, key, time=time)
+        positions.extend(drawn.positions)
+        return drawn.colptr, drawn.edge_norm
 
 
 class UniformDraw(Draw):
@@ -67,12 +89,29 @@ class UniformDraw(Draw):
     def __call__(
         self, frontier: NDArray[np.integer], size: int, key: np.uint64, *, time: NDArray[np.number] | None
     ) -> Drawn:
+        positions = Buffer(self.topology.position_dtype, 0)
+        colptr, _ = self.append(frontier, size, key, positions, time=time)
+        return Drawn(positions.finish(), colptr)
+
+    @override
+    def append(
+        self,
+        frontier: NDArray[np.integer],
+        size: int,
+        key: np.uint64,
+        positions: Buffer,
+        *,
+        time: NDArray[np.number] | None,
+    ) -> tuple[NDArray[np.int64], None]:
         indptr = self.topology.indptr
         colptr = np.empty(len(frontier) + 1, np.int64)
-        count_drawn(indptr, frontier, size, self.replace, colptr)
-        positions = np.empty(colptr[-1], self.topology.position_dtype)
-        draw_uniform(indptr, frontier, size, self.replace, key, colptr, positions)
-        return Drawn(positions, colptr)
+        room = len(frontier) * size
+        if size < 0 or room > _MAX_ROOM:
+            count_drawn(indptr, frontier, size, self.replace, colptr)
+            room = int(colptr[-1])
+        out = positions.tail(room)
+        positions.push(int(draw_uniform(indptr, frontier, size, self.replace, key, colptr, out)))
+        return colptr, None
 
 
 @njit(nogil=True, cache=True)
@@ -80,17 +119,22 @@ def count_drawn(
     indptr: NDArray[np.int64], frontier: NDArray[np.integer], fanout: int, replace: bool, colptr: NDArray[np.int64]
 ) -> None:
     """Write where the edges drawn for each node start and end into `colptr`, shape ``(F + 1,)``."""
-    n = len(frontier)
+    n = np.uint64(len(frontier))
+    total = np.int64(0)
     colptr[0] = 0
     for i in range(n):
-        if i + AHEAD < n:
-            prefetch(indptr, frontier[i + AHEAD])
-        v = frontier[i]
-        degree = indptr[v + 1] - indptr[v]
-        if fanout < 0 or (degree < fanout and not (replace and degree > 0)):
-            colptr[i + 1] = colptr[i] + degree
+        if i + NODES_AHEAD < n:
+            prefetch(indptr, frontier[i + NODES_AHEAD])
+            prefetch(indptr, frontier[i + NODES_AHEAD] + 1)  # in one of eight cases the next line
+        v = np.uint64(frontier[i])
+        degree = indptr[v + ONE] - indptr[v]
+        if fanout < 0 or degree == 0:
+            total += degree
+        elif replace:
+            total += fanout
         else:
-            colptr[i + 1] = colptr[i] + fanout
+            total += min(degree, fanout)
+        colptr[i + ONE] = total
 
 
 @njit(nogil=True, cache=True)
@@ -102,7 +146,7 @@ def draw_uniform(
     key: np.uint64,
     colptr: NDArray[np.int64],
     positions: NDArray[np.integer],
-) -> None:
+) -> np.uint64:
     """Draw positions of in-edges uniformly.
 
     Args:
@@ -111,50 +155,118 @@ def draw_uniform(
         fanout: In-edges per node; -1 takes all of them.
         replace: Whether an edge can be drawn twice.
         key: Word that keys this hop's random numbers.
-        colptr: What :func:`count_drawn` wrote.
-        positions: Output, shape ``(colptr[-1],)``.
+        colptr: Output, shape ``(F + 1,)``: where the edges drawn for each node start and end.
+        positions: Output, at least ``F * fanout`` places, or as many as :func:`count_drawn` counts.
+
+    Returns:
+        The number of positions drawn.
     """
-    for i in range(len(frontier)):
-        v = frontier[i]
-        first = indptr[v]
-        degree = indptr[v + 1] - first
-        start = colptr[i]
-        count = colptr[i + 1] - start
-        if fanout < 0 or (degree <= fanout and not replace):
-            for k in range(count):
-                positions[start + k] = first + k
-        elif replace:
-            state = mix64(key ^ np.uint64(i))
-            for k in range(count):
-                draw, state = uniform_below(state, np.uint64(degree))
-                positions[start + k] = first + np.int64(draw)
+    n = np.uint64(len(frontier))
+    take_all = fanout < 0
+    limit = np.uint64(fanout)
+    at = np.uint64(0)
+    colptr[0] = 0
+    for i in range(n):
+        if i + NODES_AHEAD < n:
+            prefetch(indptr, frontier[i + NODES_AHEAD])
+            prefetch(indptr, frontier[i + NODES_AHEAD] + 1)  # in one of eight cases the next line
+        v = np.uint64(frontier[i])
+        first = np.uint64(indptr[v])
+        degree = np.uint64(indptr[v + ONE]) - first
+        if take_all or degree == 0 or (degree <= limit and not replace):
+            for k in range(degree):
+                positions[at + k] = first + k
+            at += degree
         else:
-            draw_positions(degree, fanout, first, mix64(key ^ np.uint64(i)), positions[start : start + count])
+            state = mix64(key ^ i)
+            if replace:
+                for k in range(limit):
+                    draw, state = uniform_below(state, degree)
+                    positions[at + k] = first + draw
+            else:
+                draw_positions(degree, limit, first, state, at, positions)
+            at += limit
+        colptr[i + ONE] = at
+    return at
 
 
 @njit(nogil=True, cache=True)
-def draw_positions(degree: int, fanout: int, first: int, state: np.uint64, out: NDArray[np.integer]) -> None:
-    """Choose `fanout` < `degree` distinct positions of ``first .. first + degree - 1``, every subset equally likely.
+def draw_positions(
+    degree: np.uint64,
+    count: np.uint64,
+    first: np.uint64,
+    state: np.uint64,
+    start: np.uint64,
+    positions: NDArray[np.integer],
+) -> None:
+    """Write `count` < `degree` distinct positions of ``first .. first + degree - 1``, every subset equally likely.
 
-    Few positions: Floyd's draw over ``[0, j]`` inclusive (Bentley & Floyd, CACM 1987), whose look-back is quadratic in
-    `fanout`. Many: selection sampling (Knuth, TAOCP volume 2, algorithm S), linear in `degree`.
+    Args:
+        degree: Number of positions to choose from.
+        count: Number of positions to choose.
+        first: The first of them.
+        state: Start of the stream of random words.
+        start: Where in `positions` to write.
+        positions: Output.
     """
-    if fanout * fanout <= 2 * degree or fanout <= 32:
-        for i in range(fanout):
-            j = degree - fanout + i
-            draw, state = uniform_below(state, np.uint64(j) + _ONE)
-            chosen = first + int(draw)
-            for k in range(i):
-                if out[k] == chosen:
-                    chosen = first + j
+    if count <= _FLOYD_MAX or count * count <= degree + degree:
+        _draw_few(degree, count, first, state, start, positions)
+    else:
+        _draw_many(degree, count, first, state, start, positions)
+
+
+@njit(nogil=True, cache=True)
+def _draw_few(
+    degree: np.uint64,
+    count: np.uint64,
+    first: np.uint64,
+    state: np.uint64,
+    start: np.uint64,
+    positions: NDArray[np.integer],
+) -> None:
+    """Floyd's draw, quadratic in `count` at worst.
+
+    Draw ``k`` is uniform over ``[0, j]`` inclusive with ``j = degree - count + k``; if it was chosen before, ``j``
+    is taken instead (Bentley & Floyd, CACM 1987). A 64-bit mask of the draws' low bits tells in most cases that a draw
+    is new, without looking back. One word of the stream serves two draws.
+    """
+    seen = word = np.uint64(0)
+    j = degree - count
+    for k in range(count):
+        if k & ONE == 0:
+            state += GOLDEN
+            word = mix64(state)
+            half = word >> _32
+        else:
+            half = word & LOW_32
+        draw = bounded(half, j + ONE, word ^ k)
+        bit = ONE << (draw & _63)
+        if seen & bit:
+            for q in range(start, start + k):
+                if np.uint64(positions[q]) == first + draw:
+                    draw = j
+                    bit = ONE << (draw & _63)
                     break
-            out[i] = chosen
-        return
-    taken = 0
+        seen |= bit
+        positions[start + k] = first + draw
+        j += ONE
+
+
+@njit(nogil=True, cache=True)
+def _draw_many(
+    degree: np.uint64,
+    count: np.uint64,
+    first: np.uint64,
+    state: np.uint64,
+    start: np.uint64,
+    positions: NDArray[np.integer],
+) -> None:
+    """Selection sampling (Knuth, TAOCP volume 2, algorithm S), linear in `degree`."""
+    taken = np.uint64(0)
     for j in range(degree):
-        draw, state = uniform_below(state, np.uint64(degree - j))
-        if int(draw) < fanout - taken:
-            out[taken] = first + j
-            taken += 1
-            if taken == fanout:
+        draw, state = uniform_below(state, degree - j)
+        if draw < count - taken:
+            positions[start + taken] = first + j
+            taken += ONE
+            if taken == count:
                 return

@@ -12,9 +12,10 @@ from typing_extensions import override
 
 from lightning_gnnopt._names import unknown_name
 from lightning_gnnopt.sampling.base import NodeSampler
+from lightning_gnnopt.sampling.buffers import Buffer
 from lightning_gnnopt.sampling.draws import Draw
-from lightning_gnnopt.sampling.induced import induced_edges, missing_reverses
-from lightning_gnnopt.sampling.kernels import columns, gather
+from lightning_gnnopt.sampling.induced import induced_edges, tree_edges, with_reverses
+from lightning_gnnopt.sampling.kernels import columns, gather, split_tree_keys, tree_keys
 from lightning_gnnopt.sampling.node_table import DENSE_LIMIT_BYTES, TablePool
 from lightning_gnnopt.sampling.rng import SampleKey, mix64
 from lightning_gnnopt.sampling.subgraph import Subgraph
@@ -60,8 +61,13 @@ class HopwiseSampler(NodeSampler):
         self.num_hops = len(self.sizes) if subgraph_type == "directional" else None
         self.disjoint = disjoint
         self.subgraph_type = subgraph_type
+        self._in_place = topology.indices.dtype == np.int32
+        self._room = (0, 0)  # nodes and edges that the last batch made room for
         # A disjoint batch numbers (tree, node) pairs: too many for a dense table.
         self._tables = TablePool(topology.num_nodes, dense_limit_bytes=0 if disjoint else dense_limit_bytes)
+
+    temporal = False
+    """Whether the draws go by time."""
 
     @property
     @abstractmethod
@@ -70,55 +76,78 @@ class HopwiseSampler(NodeSampler):
 
     @override
     def sample(self, seeds: NDArray[np.integer], key: SampleKey, *, time: NDArray[Any] | None = None) -> Subgraph:
-        self.check_seeds(seeds)
+        seeds = self.check_seeds(seeds)
+        if not self.temporal and time is not None:
+            raise ValueError(
+                "`time` was given to a sampler that draws from all times."
+                " HINT: make the sampler with `node_time` or `edge_time`, or leave out `time` (`input_time` of a"
+                " loader)."
+            )
         graph, word = self.topology, key.fold()
-        frontier = seeds.astype(graph.indices.dtype)
+        node_room, edge_room = self._room
+        n_id = Buffer(graph.indices.dtype, node_room)
+        row, col = Buffer(np.int32, edge_room), Buffer(np.int32, edge_room)
+        positions = Buffer(graph.position_dtype, edge_room)
+        norms: list[NDArray[np.float32]] = []
+        num_nodes, num_edges = [len(seeds)], []
+        n_id.extend(seeds)
         trees = np.arange(len(seeds), dtype=np.int32)
-        nodes, tree_parts, drawn_parts, rows, cols = [frontier], [trees], [], [], []
-        first = 0  # the local id of the frontier's first node
+        batch = [trees]
         with self._tables.borrow() as table:
-            table.start(self._keys(frontier, trees))
+            table.start(self._keys(n_id[:], trees))
+            first = 0  # the local id of the frontier's first node
             for hop, size in enumerate(self.sizes):
-                hop_key = np.uint64(mix64(word ^ np.uint64(hop)))  # numba hands back a plain int
-                drawn = self.draw(frontier, size, hop_key, time=None if time is None else time[trees])
-                sources = gather(graph.indices, drawn.positions)
-                col = columns(drawn.colptr, first)
-                source_keys = self._keys(sources, trees[col - first]) if self.disjoint else sources
-                first = table.size
-                new, row = table.number(source_keys)
+                time_of = None if time is None else time[trees]
+                colptr, norm = self.draw.append(n_id[first:], size, self._hop_key(word, hop), positions, time=time_of)
+                start, drawn = row.size, int(colptr[-1])
+                columns(colptr, first, out=col.tail(drawn))
+                col.push(drawn)
                 if self.disjoint:
-                    trees, frontier = (new // graph.num_nodes).astype(np.int32), (new % graph.num_nodes)
-                    frontier = frontier.astype(graph.indices.dtype)
+                    sources = gather(graph.indices, positions[start:])
+                    keys = np.empty(drawn, np.int64)
+                    tree_keys(colptr, trees, sources, graph.num_nodes, keys)
+                    new, locals_ = table.number(keys)
+                    row.extend(locals_)
+                    trees = np.empty(len(new), np.int32)
+                    batch.append(trees)
+                    first = n_id.size
+                    split_tree_keys(new, graph.num_nodes, trees, n_id.tail(len(new)))
+                    n_id.push(len(new))
                 else:
-                    frontier = new
-                nodes.append(frontier)
-                tree_parts.append(trees)
-                drawn_parts.append(drawn)
-                rows.append(row)
-                cols.append(col)
-            n_id = np.concatenate(nodes)
-            batch = np.concatenate(tree_parts) if self.disjoint else None
+                    # 32-bit ids are replaced by the local ones where they stand.
+                    out = row.tail(drawn)
+                    sources = gather(graph.indices, positions[start:], out=out if self._in_place else None)
+                    first = n_id.size
+                    n_id.push(table.number_into(sources, n_id.tail(drawn + 1), out))
+                    row.push(drawn)
+                num_nodes.append(n_id.size - first)
+                num_edges.append(drawn)
+                if norm is not None:
+                    norms.append(norm)
+            self._room = (n_id.asked, max(row.asked, positions.asked))
+            trees = np.concatenate(batch)
             if self.subgraph_type == "induced":
-                row, col, positions = induced_edges(graph, table, n_id, batch)
-                return Subgraph(n_id, row, col, positions, None, None, len(seeds), batch)
-        row, col = np.concatenate(rows), np.concatenate(cols)
-        positions = np.concatenate([drawn.positions for drawn in drawn_parts])
-        if self.subgraph_type == "bidirectional":
-            extra = missing_reverses(row, col, len(n_id))
-            row, col = np.concatenate([row, col[extra]]), np.concatenate([col, row[extra]])
-            positions = np.concatenate([positions, positions[extra]])
-            return Subgraph(n_id, row, col, positions, None, None, len(seeds), batch)
-        norms = [drawn.edge_norm for drawn in drawn_parts if drawn.edge_norm is not None]
-        return Subgraph(
-            n_id,
-            row,
-            col,
-            positions,
-            num_sampled_nodes=[len(part) for part in nodes],
-            num_sampled_edges=[len(part) for part in rows],
-            batch=batch,
+                nodes = n_id.finish()
+                if self.disjoint:
+                    found = tree_edges(graph, nodes, trees, len(seeds))
+                else:
+                    found = induced_edges(graph, table, nodes)
+                return Subgraph(nodes, *found, None, None, len(seeds), trees if self.disjoint else None)
+        sampled = Subgraph(
+            n_id.finish(),
+            row.finish(),
+            col.finish(),
+            positions.finish(),
+            num_nodes,
+            num_edges,
+            batch=trees if self.disjoint else None,
             edge_norm=np.concatenate(norms) if norms else None,
         )
+        return with_reverses(sampled) if self.subgraph_type == "bidirectional" else sampled
+
+    def _hop_key(self, word: np.uint64, hop: int) -> np.uint64:
+        """The word that keys a hop's random numbers, given the batch's."""
+        return np.uint64(mix64(word ^ np.uint64(hop)))  # numba hands back a plain int
 
     def _keys(self, nodes: NDArray[np.integer], trees: NDArray[np.int32]) -> NDArray[np.integer]:
         """What the numbering table tells apart: nodes, or in disjoint trees (tree, node) pairs."""

@@ -11,8 +11,8 @@ import numpy as np
 from numba import njit
 from numpy.typing import NDArray
 
-from lightning_gnnopt.sampling.prefetch import AHEAD, prefetch
-from lightning_gnnopt.sampling.rng import mix64
+from lightning_gnnopt.sampling.prefetch import AHEAD, EDGES_AHEAD, prefetch
+from lightning_gnnopt.sampling.rng import ONE, mix64
 
 _ENTRY_LIMIT = 2**32
 _NO_KEYS = np.empty(0, np.int64)
@@ -38,6 +38,17 @@ def slot_of(keys: NDArray[np.int64], entries: NDArray[np.uint32], base: int, key
 
 
 @njit(nogil=True, cache=True)
+def prefetch_slot(keys: NDArray[np.int64], entries: NDArray[np.uint32], key: np.int64) -> None:
+    """Ask for the slot of `key`, or the one where the search for it begins."""
+    if len(keys) == 0:
+        prefetch(entries, key)
+    else:
+        slot = np.int64(mix64(np.uint64(key)) & np.uint64(len(keys) - 1))
+        prefetch(keys, slot)
+        prefetch(entries, slot)
+
+
+@njit(nogil=True, cache=True)
 def _number(
     keys: NDArray[np.int64],
     entries: NDArray[np.uint32],
@@ -46,25 +57,27 @@ def _number(
     nodes: NDArray[np.integer],
     new: NDArray[np.integer],
     locals_: NDArray[np.int32],
-) -> int:
+) -> np.int64:
     """Write the local id of each of `nodes`, numbering the unknown ones from `size` on; return how many those were."""
-    n = len(nodes)
-    num_new = 0
     if len(keys) == 0:
-        for i in range(n):
-            if i + AHEAD < n:
-                prefetch(entries, nodes[i + AHEAD])
-            node = nodes[i]
+        n, start, free = np.uint64(len(nodes)), np.uint64(base), np.uint64(base + size)
+        for e in range(n):
+            if e + EDGES_AHEAD < n:
+                prefetch(entries, nodes[e + EDGES_AHEAD])
+            u = np.uint64(nodes[e])
             # Without a branch: whether a node is known is as good as random, and a wrong guess costs more than a store.
-            entry = np.int64(entries[node])
-            known = entry >= base
-            local = entry - base if known else size + num_new
-            entries[node] = np.uint32(base + local)
-            new[num_new] = node
-            num_new += 0 if known else 1
-            locals_[i] = local
-        return num_new
-    for i in range(n):
+            entry = np.uint64(entries[u])
+            known = entry >= start
+            entry = entry if known else free
+            entries[u] = entry
+            new[free - start - np.uint64(size)] = u
+            free += np.uint64(0) if known else ONE
+            locals_[e] = entry - start
+        return np.int64(free - start) - size
+    num_new = np.int64(0)
+    for i in range(len(nodes)):
+        if i + AHEAD < len(nodes):
+            prefetch_slot(keys, entries, np.int64(nodes[i + AHEAD]))
         node = np.int64(nodes[i])
         slot = slot_of(keys, entries, base, node)
         if np.int64(entries[slot]) < base:
@@ -98,8 +111,8 @@ def _find(
 ) -> None:
     n = len(nodes)
     for i in range(n):
-        if len(keys) == 0 and i + AHEAD < n:
-            prefetch(entries, nodes[i + AHEAD])
+        if i + AHEAD < n:
+            prefetch_slot(keys, entries, np.int64(nodes[i + AHEAD]))
         entry = np.int64(entries[slot_of(keys, entries, base, np.int64(nodes[i]))])
         locals_[i] = entry - base if entry >= base else -1
 
@@ -174,13 +187,27 @@ class NodeTable:
             The keys not seen before in this batch, in order of their first place, whose local ids are consecutive from
             :attr:`size` on; and the local ids of all `nodes`, int32 of shape ``(E,)``.
         """
-        self._make_room(len(nodes))
         # One more than can be used: the kernel writes every node to the next place, and keeps the new ones.
         new = np.empty(len(nodes) + 1, nodes.dtype)
         locals_ = np.empty(len(nodes), np.int32)
+        num_new = self.number_into(nodes, new, locals_)
+        return new[:num_new].copy(), locals_
+
+    def number_into(self, nodes: NDArray[np.integer], new: NDArray[np.integer], locals_: NDArray[np.int32]) -> int:
+        """Do the same into given arrays.
+
+        Args:
+            nodes: Keys, shape ``(E,)``.
+            new: Output, at least ``E + 1`` places: first the keys not seen before, behind them anything.
+            locals_: Output, shape ``(E,)``; may be `nodes` itself.
+
+        Returns:
+            The number of keys not seen before.
+        """
+        self._make_room(len(nodes))
         num_new = int(_number(self._keys, self._entries, self._base, self._size, nodes, new, locals_))
         self._size += num_new
-        return new[:num_new].copy(), locals_
+        return num_new
 
     def find(self, nodes: NDArray[np.integer]) -> NDArray[np.int32]:
         """Look up the local id of each key, -1 where it has none; int32 of shape ``(E,)``."""

@@ -14,7 +14,13 @@ from numba import njit, types
 from numba.extending import intrinsic
 
 AHEAD = 32
-"""How many elements ahead the kernels prefetch; measured in docs/performance.md."""
+"""How many elements ahead a kernel prefetches that does a moderate amount of work for each."""
+
+EDGES_AHEAD = np.uint64(256)
+"""The same for a kernel that only copies."""
+
+NODES_AHEAD = np.uint64(16)
+"""The same for a kernel that draws all of a node's edges before it comes to the next node."""
 
 
 @intrinsic

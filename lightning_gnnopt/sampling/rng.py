@@ -17,10 +17,11 @@ import numpy as np
 from numba import njit
 from numpy.typing import NDArray
 
-_GOLDEN = np.uint64(0x9E3779B97F4A7C15)
+GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 _MIX_1 = np.uint64(0xBF58476D1CE4E5B9)
 _MIX_2 = np.uint64(0x94D049BB133111EB)
-_LOW_32 = np.uint64(0xFFFFFFFF)
+LOW_32 = np.uint64(0xFFFFFFFF)
+ONE = np.uint64(1)
 _TWO_32 = np.uint64(1 << 32)
 _30, _27, _31, _32 = np.uint64(30), np.uint64(27), np.uint64(31), np.uint64(32)
 
@@ -69,7 +70,7 @@ class SampleKey(NamedTuple):
 @njit(nogil=True, cache=True, inline="always")
 def mix64(word: np.uint64) -> np.uint64:
     """Scramble a 64-bit word (SplitMix64's output function after one step of its counter)."""
-    word = word + _GOLDEN
+    word = word + GOLDEN
     word = (word ^ (word >> _30)) * _MIX_1
     word = (word ^ (word >> _27)) * _MIX_2
     return word ^ (word >> _31)
@@ -82,11 +83,29 @@ def uniform_below(state: np.uint64, bound: np.uint64) -> tuple[np.uint64, np.uin
     Returns:
         The draw and the stream's next state.
     """
-    state = state + _GOLDEN
+    state = state + GOLDEN
     product = (mix64(state) >> _32) * bound
-    if (product & _LOW_32) < bound:
+    if (product & LOW_32) < bound:
         threshold = (_TWO_32 - bound) % bound
-        while (product & _LOW_32) < threshold:
-            state = state + _GOLDEN
+        while (product & LOW_32) < threshold:
+            state = state + GOLDEN
             product = (mix64(state) >> _32) * bound
     return product >> _32, state
+
+
+@njit(nogil=True, cache=True, inline="always")
+def bounded(half: np.uint64, bound: np.uint64, spare: np.uint64) -> np.uint64:
+    """Turn 32 random bits into a uniform draw from ``0 .. bound - 1``, for ``1 <= bound < 2**32``, with no bias.
+
+    Args:
+        half: The random bits.
+        bound: Number of values.
+        spare: Starts the stream that is read if these bits fall into the part that has to be rejected.
+    """
+    product = half * bound
+    if (product & LOW_32) < bound:
+        threshold = (_TWO_32 - bound) % bound
+        while (product & LOW_32) < threshold:
+            spare = spare + GOLDEN
+            product = (mix64(spare) >> _32) * bound
+    return product >> _32

@@ -30,7 +30,7 @@ class SeedsOnlySampler(NodeSampler):
 
     @override
     def sample(self, seeds: NDArray[np.integer], key: SampleKey, *, time: NDArray[Any] | None = None) -> Subgraph:
-        self.check_seeds(seeds)
+        seeds = self.check_seeds(seeds)
         none = np.empty(0, np.int32)
         return Subgraph(
             n_id=seeds.astype(self.topology.indices.dtype),

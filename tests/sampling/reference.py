@@ -45,12 +45,21 @@ def fold(key: Sequence[int]) -> int:
     return word
 
 
+def bounded(half: int, bound: int, spare: int) -> int:
+    """Lemire's algorithm 5 on 32 given bits; where these are rejected, on the stream that starts at `spare`."""
+    product = half * bound
+    if product % 2**32 >= 2**32 % bound:
+        return product >> 32
+    return uniform_below(spare, bound)[0]
+
+
 def draw_positions(degree: int, fanout: int, state: int) -> list[int]:
-    """Floyd's draw for few positions, Knuth's algorithm S for many."""
+    """Floyd's draw for few positions, two draws from each word; Knuth's algorithm S for many."""
     chosen: list[int] = []
     if fanout <= 32 or fanout**2 <= 2 * degree:
-        for j in range(degree - fanout, degree):
-            draw, state = uniform_below(state, j + 1)
+        for k, j in enumerate(range(degree - fanout, degree)):
+            word = mix64((state + (k // 2 + 1) * GOLDEN) % WORD)
+            draw = bounded(word % 2**32 if k % 2 else word >> 32, j + 1, word ^ k)
             chosen.append(j if draw in chosen else draw)
         return chosen
     for j in range(degree):

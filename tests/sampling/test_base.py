@@ -8,7 +8,7 @@ import torch
 from torch_geometric.data import Data
 from torch_geometric.loader import NodeLoader
 from torch_geometric.nn import GraphSAGE
-from torch_geometric.sampler import BaseSampler, EdgeSamplerInput, NodeSamplerInput
+from torch_geometric.sampler import BaseSampler, NodeSamplerInput
 
 from lightning_gnnopt.sampling import NeighborSampler, NodeSampler, SampleKey, SeedsOnlySampler, Topology
 
@@ -76,18 +76,6 @@ def test_torchs_generator_keys_pygs_batches() -> None:
     assert first.edge.equal(again.edge)
     assert not first.edge.equal(second.edge)
     assert {first.node.dtype, first.row.dtype, first.col.dtype, first.edge.dtype} == {torch.int64}
-
-
-@pytest.mark.parametrize("kind", [NeighborSampler, SeedsOnlySampler])
-def test_links_are_refused(kind: type[NodeSampler]) -> None:
-    graph = Topology.from_edge_index(random_graph(N, E), N)
-    sampler = kind(graph, [2]) if kind is NeighborSampler else kind(graph)
-    message = (
-        f"{kind.__name__} samples around nodes, but was asked to sample around edges."
-        " HINT: use it with `NodeLoader` or `GraphDataModule`; link-level loaders need an edge sampler."
-    )
-    with pytest.raises(NotImplementedError, match=f"^{re.escape(message)}$"):
-        sampler.sample_from_edges(EdgeSamplerInput(None, torch.tensor([0]), torch.tensor([1])))
 
 
 @pytest.mark.parametrize("kind", [NeighborSampler, SeedsOnlySampler])

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 from itertools import combinations
 from math import comb
 
@@ -10,24 +11,26 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from lightning_gnnopt.sampling.draws import draw_positions, draw_uniform
-from lightning_gnnopt.sampling.kernels import coo_to_csc, csc_edge_ids, in_degrees_without_self_loops
+from lightning_gnnopt.sampling.kernels import coo_to_csc, csc_edge_ids, gather, in_degrees_without_self_loops
 
 from . import reference
 from .reference import SIGNIFICANCE, uniform_p_value
 
 
 def draw(degree: int, fanout: int, state: int, *, first: int = 0) -> list[int]:
-    out = np.empty(fanout, np.int64)
-    draw_positions(degree, fanout, first, np.uint64(state), out)
-    return out.tolist()
+    out = np.full(fanout + 2, -7, np.int64)
+    draw_positions(*(np.uint64(value) for value in (degree, fanout, first, state, 1)), out)
+    assert (out[0], out[-1]) == (-7, -7)
+    return out[1:-1].tolist()
 
 
 def draw_often(degree: int, fanout: int, times: int) -> NDArray[np.int64]:
     """Draw for `times` frontier nodes of the same `degree` in one call, as sampling does; shape ``(times, fanout)``."""
-    colptr = np.arange(0, times * fanout + 1, fanout)
+    colptr = np.empty(times + 1, np.int64)
     positions = np.empty(times * fanout, np.int32)
     frontier = np.zeros(times, np.int32)
-    draw_uniform(np.array([0, degree]), frontier, fanout, False, np.uint64(2024), colptr, positions)
+    drawn = draw_uniform(np.array([0, degree]), frontier, fanout, False, np.uint64(2024), colptr, positions)
+    assert colptr.tolist() == list(range(0, drawn + 1, fanout))
     return positions.reshape(times, fanout)
 
 
@@ -95,11 +98,27 @@ def test_csc_kernels_take_either_width() -> None:
     row, col = np.array([2, 0, 1, 1, 1]), np.array([1, 1, 0, 1, 2])
     for dtype in (np.int32, np.int64):
         indptr, indices, ids = np.zeros(5, np.int64), np.empty(5, dtype), np.empty(5, dtype)
+        fused_indptr, fused_indices, fused_ids = np.zeros(5, np.int64), np.empty(5, dtype), np.empty(5, dtype)
         coo_to_csc(row, col, indptr, indices)
         csc_edge_ids(col, indptr, ids)
+        coo_to_csc(row, col, fused_indptr, fused_indices, fused_ids)
+        assert (fused_indptr.tolist(), fused_indices.tolist()) == (indptr.tolist(), indices.tolist())
+        assert fused_ids.tolist() == ids.tolist()
         degrees = np.empty(4, np.int32)
         in_degrees_without_self_loops(indptr, indices, degrees)
         assert indptr.tolist() == [0, 1, 4, 5, 5]
         assert indices.tolist() == [1, 2, 0, 1, 1]
         assert ids.tolist() == [2, 0, 1, 3, 4]
         assert degrees.tolist() == [1, 2, 1, 0]
+
+
+@pytest.mark.skipif(
+    os.environ.get("NUMBA_BOUNDSCHECK") != "1", reason="kernels check no index; `make bounds` has them do"
+)
+def test_an_index_outside_an_array_is_noticed() -> None:
+    """Without the check this would write beyond the array; that it raises says that the other tests ran checked."""
+    two, outside = np.array([0, 1]), np.array([0, 7])
+    with pytest.raises(IndexError, match="out of bounds"):
+        coo_to_csc(two, outside, np.zeros(3, np.int64), np.empty(2, np.int32))
+    with pytest.raises(IndexError, match="out of bounds"):
+        gather(np.zeros(2, np.int32), outside)

@@ -218,7 +218,7 @@ def test_a_batch_that_failed_leaves_nothing_behind(monkeypatch: pytest.MonkeyPat
     sampler, seeds = make_sampler([3, 3]), np.arange(9)
     expected = sampler.sample(seeds, SampleKey(0))
 
-    def fail(*args: Any) -> None:
+    def fail(*args: Any, **kwargs: Any) -> None:
         raise RuntimeError("in the first hop")
 
     monkeypatch.setattr(hopwise, "gather", fail)

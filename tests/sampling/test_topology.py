@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import pickle
 import re
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -113,3 +114,17 @@ def test_what_is_no_edge_index_is_refused(edge_index: Tensor, found: str) -> Non
     message = f"`edge_index` must be an integer tensor of shape (2, E), but got {found}. HINT: row 0 holds the edges'"
     with pytest.raises(ValueError, match=re.escape(message)):
         Topology.from_edge_index(edge_index, num_nodes=5)
+
+
+@pytest.mark.parametrize("dtype", [torch.int32, torch.int64])
+@pytest.mark.parametrize("edge_ids", [False, True])
+def test_sorting_takes_no_memory_beside_the_result(dtype: torch.dtype, edge_ids: bool) -> None:
+    edge_index = random_graph(1_000, 200_000).to(dtype)
+    Topology.from_edge_index(edge_index[:, :10], 1_000, edge_ids=edge_ids)  # compiling takes memory too
+    tracemalloc.start()
+    graph = Topology.from_edge_index(edge_index, 1_000, edge_ids=edge_ids)
+    peak_bytes = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert graph.nbytes == 8 * 1_001 + 4 * 200_000 * (2 if edge_ids else 1)
+    assert graph.nbytes <= peak_bytes < graph.nbytes + 20_000
+    assert all(array.flags.owndata for array in graph.arrays.values())

@@ -1,0 +1,342 @@
+"""Edges per second of every sampler, beside other libraries' and beside what the machine's memory allows.
+
+Node-wise sampling runs on a large R-MAT graph and on real ones, with 1024 seeds and fan-outs 15/10/5, 10/10 and 25/10,
+on one thread and on two; peers that are installed sample the same seeds with the same fan-outs in the same rounds.
+The bound is the rate of the bare random accesses that a sampled edge cannot avoid, at the best prefetch distance
+(``benchmarks/access.py``). Every further sampler runs on a smaller R-MAT graph.
+
+Seeds are nodes with an in-edge. Peers return what they return: torch-sparse and pyg-lib nodes, edges and edge ids.
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+import statistics
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from benchmarks.access import RandomAccess
+from benchmarks.harness import Cell, Figure, Measured, alternate, median, ratios, run_benchmark
+from benchmarks.peers import PACKAGES, SampleFunction, installed_peers
+from lightning_gnnopt.datasets import load_dataset
+from lightning_gnnopt.sampling import (
+    ClusterSampler,
+    FastGCNSampler,
+    LaborSampler,
+    LadiesSampler,
+    NeighborSampler,
+    NodeSampler,
+    SaintEdgeSampler,
+    SaintNodeSampler,
+    SaintWalkSampler,
+    SampleKey,
+    ShadowSampler,
+    Topology,
+)
+
+BATCH_SIZE = 1024
+DEEP, WIDE, WIDER = (15, 10, 5), (10, 10), (25, 10)
+REAL_GRAPHS = ("facebook-cornell5", "facebook-johns-hopkins55", "amazon-photo")
+BOUND, PLAIN_BOUND = "bound", "plain bound"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scale:
+    """How much is measured.
+
+    Attributes:
+        nodes: Nodes of the large R-MAT graph.
+        rounds: Rounds of each comparison.
+        batches: Batches per side and round.
+    """
+
+    nodes: int
+    rounds: int
+    batches: int
+
+
+FULL, QUICK = Scale(nodes=2**21, rounds=9, batches=8), Scale(nodes=2**18, rounds=3, batches=4)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run:
+    """What one side did in one round."""
+
+    batches: int
+    nodes: int
+    edges: int
+    seconds: float
+
+    @property
+    def rate(self) -> float:
+        """Edges per second."""
+        return self.edges / self.seconds
+
+
+Side = Callable[[], Run]
+
+
+class SeedStream:
+    """Batches of seeds without end, the same ones for each side.
+
+    Args:
+        topology: The graph.
+        batches: Batches per run.
+    """
+
+    def __init__(self, topology: Topology, batches: int) -> None:
+        self._nodes = np.flatnonzero(np.diff(topology.indptr) > 0)
+        self._batches = batches
+
+    def run(self, number: int) -> list[NDArray[np.int64]]:
+        """Draw the seeds of run `number`."""
+        generator = np.random.default_rng(number)
+        size = min(BATCH_SIZE, len(self._nodes))
+        return [generator.choice(self._nodes, size, replace=False) for _ in range(self._batches)]
+
+
+def our_side(sampler: NodeSampler, seeds: SeedStream, *, threads: int = 1) -> Side:
+    """Make the side of one of our samplers."""
+    numbers, pool = itertools.count(), ThreadPoolExecutor(threads)
+
+    def sample(task: tuple[int, int, NDArray[np.int64]]) -> tuple[int, int]:
+        number, batch, nodes = task
+        subgraph = sampler.sample(nodes, SampleKey(0, epoch=number, batch=batch))
+        return subgraph.num_nodes, subgraph.num_edges
+
+    def run() -> Run:
+        number = next(numbers)
+        tasks = [(number, batch, nodes) for batch, nodes in enumerate(seeds.run(number))]
+        start = time.perf_counter()
+        sizes = list(map(sample, tasks) if threads == 1 else pool.map(sample, tasks))
+        return _sum(sizes, time.perf_counter() - start)
+
+    return run
+
+
+def peer_side(sample: SampleFunction, fanouts: Sequence[int], seeds: SeedStream) -> Side:
+    """Make the side of another library's sampler."""
+    numbers = itertools.count()
+
+    def run() -> Run:
+        batches = seeds.run(next(numbers))
+        start = time.perf_counter()
+        sizes = [sample(nodes, fanouts) for nodes in batches]
+        return _sum(sizes, time.perf_counter() - start)
+
+    return run
+
+
+def bound_side(access: RandomAccess, measure_rate: Callable[[RandomAccess], float]) -> Side:
+    """Make the side that only reads memory."""
+
+    def run() -> Run:
+        return Run(batches=1, nodes=0, edges=1, seconds=1 / measure_rate(access))
+
+    return run
+
+
+def measure(quick: bool) -> Measured:
+    """Sample everywhere.
+
+    Args:
+        quick: Whether to take a graph an eighth as large, and fewer rounds.
+
+    Returns:
+        The figures, and a row per graph and side.
+    """
+    scale = QUICK if quick else FULL
+    figures, rows = _large_graph(scale)
+    for part in (_growth(scale), _every_sampler(scale), *(_real_graph(name, scale) for name in REAL_GRAPHS)):
+        figures += part[0]
+        rows += part[1]
+    return figures, rows
+
+
+def _large_graph(scale: Scale) -> tuple[list[Figure], list[Mapping[str, Cell]]]:
+    graph = rmat(scale.nodes, 50)
+    seeds = SeedStream(graph, scale.batches)
+    peers, missing = installed_peers(graph)
+    sampler = NeighborSampler(graph, DEEP)
+    edges_per_batch = our_side(sampler, seeds)().edges // scale.batches
+    access = RandomAccess(graph, edges_per_batch, num_runs=scale.batches)
+    weights = np.random.default_rng(0).random(graph.num_edges, dtype=np.float32)
+    weighted = NeighborSampler(_with_edge_ids(graph), DEEP, edge_weight=weights)
+    sides: dict[str, Side] = {
+        "node-wise 15/10/5": our_side(sampler, seeds),
+        BOUND: bound_side(access, RandomAccess.best),
+        PLAIN_BOUND: bound_side(access, partial(RandomAccess.edges_per_s, distance=0)),
+        "node-wise 10/10": our_side(NeighborSampler(graph, WIDE), seeds),
+        "node-wise 25/10": our_side(NeighborSampler(graph, WIDER), seeds),
+        "weighted 15/10/5": our_side(weighted, seeds),
+        "LABOR 15/10/5": our_side(LaborSampler(graph, DEEP), seeds),
+    }
+    if (os.cpu_count() or 1) > 1:
+        sides["node-wise 15/10/5, 2 threads"] = our_side(sampler, seeds, threads=2)
+    for name, sample in peers.items():
+        for fanouts in (DEEP, WIDE, WIDER):
+            sides[f"{name} {_label(fanouts)}"] = peer_side(sample, fanouts, seeds)
+    runs = alternate(sides, rounds=scale.rounds)
+    rates = {name: [run.rate for run in of_side] for name, of_side in runs.items()}
+    deep = rates["node-wise 15/10/5"]
+    figures = [
+        Figure.of_runs("node-wise 15/10/5", deep, unit="edges/s"),
+        Figure.of_runs("node-wise over the bound", ratios(deep, rates[BOUND]), unit="x", reach=0.6, sense=">="),
+        Figure.of_runs("node-wise over the bound without prefetch", ratios(deep, rates[PLAIN_BOUND]), unit="x"),
+        Figure.of_runs(
+            "uniform over weighted", ratios(deep, rates["weighted 15/10/5"]), unit="x", reach=3.0, sense="<="
+        ),
+        Figure.of_runs("LABOR's nodes over node-wise's, R-MAT", _node_ratio(runs), unit="x"),
+    ]
+    if "node-wise 15/10/5, 2 threads" in rates:
+        speed_up = ratios(rates["node-wise 15/10/5, 2 threads"], deep)
+        figures.append(Figure.of_runs("two threads over one", speed_up, unit="x", reach=1.85, sense=">="))
+    for name in peers:
+        reach = {"torch-sparse": 40.0, "pyg-lib": 10.0}.get(name)
+        for fanouts in (DEEP, WIDE, WIDER):
+            over = ratios(rates[f"node-wise {_label(fanouts)}"], rates[f"{name} {_label(fanouts)}"])
+            goal: dict[str, Any] = {"reach": reach, "sense": ">="} if reach and fanouts == DEEP else {}
+            figures.append(Figure.of_runs(f"{_label(fanouts)} over {name}", over, unit="x", **goal))
+    rows = _rows(f"R-MAT, {graph.num_nodes:,} nodes, {graph.num_edges:,} edges", runs)
+    rows += [{"graph": "-", "side": name, "note": f"not measured: {why}"} for name, why in missing.items()]
+    return figures, rows
+
+
+def _growth(scale: Scale) -> tuple[list[Figure], list[Mapping[str, Cell]]]:
+    """Compare the time per edge on two R-MAT graphs of one density, the larger with four times the edges."""
+    runs = {}
+    graphs = {"small": rmat(scale.nodes // 4, 50), "large": rmat(scale.nodes, 50)}
+    sides = {
+        name: our_side(NeighborSampler(graph, DEEP), SeedStream(graph, scale.batches)) for name, graph in graphs.items()
+    }
+    runs = alternate(sides, rounds=scale.rounds)
+    growth = ratios([run.rate for run in runs["small"]], [run.rate for run in runs["large"]])
+    figure = Figure.of_runs("time per edge at four times the edges", growth, unit="x", reach=1.3, sense="<=")
+    named = {f"node-wise 15/10/5, {graphs[name].num_edges:,} edges": of_side for name, of_side in runs.items()}
+    return [figure], _rows("R-MAT of two sizes", named)
+
+
+def _every_sampler(scale: Scale) -> tuple[list[Figure], list[Mapping[str, Cell]]]:
+    graph = _with_edge_ids(rmat(scale.nodes // 16, 50))
+    seeds = SeedStream(graph, scale.batches)
+    times = np.random.default_rng(0).integers(0, 2**31, graph.num_nodes)
+    samplers: dict[str, NodeSampler] = {
+        "node-wise 15/10/5": NeighborSampler(graph, DEEP),
+        "with replacement 15/10/5": NeighborSampler(graph, DEEP, replace=True),
+        "disjoint 15/10": NeighborSampler(graph, (15, 10), disjoint=True),
+        "induced 15/10": NeighborSampler(graph, (15, 10), subgraph_type="induced"),
+        "weighted 15/10/5": NeighborSampler(graph, DEEP, edge_weight=np.random.default_rng(0).random(graph.num_edges)),
+        "temporal uniform 15/10": NeighborSampler(graph, (15, 10), disjoint=True, node_time=times),
+        "temporal last 15/10": NeighborSampler(
+            graph, (15, 10), disjoint=True, node_time=times, temporal_strategy="last"
+        ),
+        "LABOR-0 15/10/5": LaborSampler(graph, DEEP),
+        "LABOR-1 15/10/5": LaborSampler(graph, DEEP, importance_iterations=1),
+        "FastGCN 4096/4096/4096": FastGCNSampler(graph, (4096, 4096, 4096)),
+        "LADIES 4096/4096/4096": LadiesSampler(graph, (4096, 4096, 4096)),
+        "ShaDow 10/5": ShadowSampler(graph, (10, 5)),
+        "SAINT node 1024": SaintNodeSampler(graph),
+        "SAINT edge 1024": SaintEdgeSampler(graph),
+        "SAINT walk 1024 x 2": SaintWalkSampler(graph, 2, coverage=10),
+    }
+    sides = {name: our_side(sampler, seeds) for name, sampler in samplers.items()}
+    cluster = ClusterSampler(graph, 64, method="fennel")
+    sides["Cluster-GCN, 1 of 64"] = our_side(cluster, _ClusterSeeds(cluster, scale.batches))
+    runs = alternate(sides, rounds=scale.rounds)
+    return [], _rows(f"R-MAT, {graph.num_nodes:,} nodes, {graph.num_edges:,} edges", runs)
+
+
+class _ClusterSeeds(SeedStream):
+    """One cluster after the other."""
+
+    def __init__(self, sampler: ClusterSampler, batches: int) -> None:
+        super().__init__(sampler.topology, batches)
+        order = np.argsort(sampler.seed_groups, kind="stable")
+        self._clusters = np.split(order, np.flatnonzero(np.diff(sampler.seed_groups[order])) + 1)
+
+    def run(self, number: int) -> list[NDArray[np.int64]]:
+        first = number * self._batches
+        return [self._clusters[(first + batch) % len(self._clusters)] for batch in range(self._batches)]
+
+
+def _real_graph(name: str, scale: Scale) -> tuple[list[Figure], list[Mapping[str, Cell]]]:
+    try:
+        data = load_dataset(name, download=False)
+    except (FileNotFoundError, RuntimeError, OSError) as error:
+        return [], [{"graph": name, "side": "-", "note": f"not measured: {str(error).splitlines()[0]}"}]
+    graph = Topology.from_edge_index(data.edge_index, data.num_nodes)
+    seeds = SeedStream(graph, scale.batches)
+    peers, _ = installed_peers(graph)
+    sides = {f"node-wise {_label(f)}": our_side(NeighborSampler(graph, f), seeds) for f in (DEEP, WIDE, WIDER)}
+    sides["LABOR 15/10/5"] = our_side(LaborSampler(graph, DEEP), seeds)
+    for peer, sample in peers.items():
+        sides[f"{peer} 15/10/5"] = peer_side(sample, DEEP, seeds)
+    runs = alternate(sides, rounds=scale.rounds)
+    figures = [Figure.of_runs(f"LABOR's nodes over node-wise's, {name}", _node_ratio(runs), unit="x")]
+    deep = [run.rate for run in runs["node-wise 15/10/5"]]
+    for peer in peers:
+        over = ratios(deep, [run.rate for run in runs[f"{peer} 15/10/5"]])
+        figures.append(Figure.of_runs(f"{name}, 15/10/5 over {peer}", over, unit="x"))
+    return figures, _rows(f"{name}, {graph.num_nodes:,} nodes, {graph.num_edges:,} edges", runs)
+
+
+def rmat(num_nodes: int, avg_degree: float) -> Topology:
+    """Make an R-MAT graph with ``num_nodes * avg_degree`` directed edges."""
+    data = load_dataset("rmat", num_nodes=num_nodes, avg_degree=avg_degree, num_features=1, num_classes=2)
+    return Topology.from_edge_index(data.edge_index, num_nodes)
+
+
+def _with_edge_ids(graph: Topology) -> Topology:
+    """Number the edges by their place, so that weights can be given in that order."""
+    return Topology(graph.indptr, graph.indices, np.arange(graph.num_edges, dtype=graph.position_dtype))
+
+
+def _label(fanouts: Sequence[int]) -> str:
+    return "/".join(map(str, fanouts))
+
+
+def _sum(sizes: Sequence[tuple[int, int]], seconds: float) -> Run:
+    nodes, edges = np.sum(sizes, axis=0).tolist()
+    return Run(batches=len(sizes), nodes=nodes, edges=edges, seconds=seconds)
+
+
+def _node_ratio(runs: Mapping[str, Sequence[Run]]) -> list[float]:
+    """Divide the nodes of LABOR's batches by those of node-wise's, with the same seeds."""
+    return ratios(
+        [float(run.nodes) for run in runs["LABOR 15/10/5"]], [float(run.nodes) for run in runs["node-wise 15/10/5"]]
+    )
+
+
+def _rows(graph: str, runs: Mapping[str, Sequence[Run]]) -> list[Mapping[str, Cell]]:
+    return [
+        {
+            "graph": graph,
+            "side": name,
+            "medges_per_s": round(median([run.rate for run in of_side]) / 1e6, 2),
+            "edges_per_batch": round(statistics.mean(run.edges / run.batches for run in of_side))
+            if of_side[0].nodes
+            else None,
+            "nodes_per_batch": round(statistics.mean(run.nodes / run.batches for run in of_side))
+            if of_side[0].nodes
+            else None,
+        }
+        for name, of_side in runs.items()
+    ]
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line."""
+    return run_benchmark("sampling", measure, description=__doc__, peers=PACKAGES, argv=argv)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
