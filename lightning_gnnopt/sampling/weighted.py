@@ -179,89 +179,97 @@ def _draw_weighted(
     For some nodes ahead the first `fanout` words of each are drawn, and their places in the table asked for, before the
     first of them is needed.
     """
-    n, ahead = len(frontier), max(1, min(_NODES_AHEAD, len(frontier)))
-    width = max(fanout, 0)
-    words, columns = np.empty((ahead, width), np.uint64), np.empty((ahead, width), np.uint64)
+    n, width = len(frontier), max(fanout, 0)
+    # The words and columns of _NODES_AHEAD nodes, one after the other, in a ring.
+    words, columns = np.empty(_NODES_AHEAD * width, np.uint64), np.empty(_NODES_AHEAD * width, np.uint64)
     times, known = np.empty(width, np.float64), np.empty(width, np.int64)
-    for step in range(n + ahead):
-        if step >= ahead:
-            i = step - ahead
-            first = indptr[frontier[i]]
-            degree = indptr[frontier[i] + 1] - first
-            out = slots[colptr[i] : colptr[i + 1]]
+    for step in range(n + _NODES_AHEAD):
+        ring = np.uint64((step & (_NODES_AHEAD - 1)) * width)
+        if step >= _NODES_AHEAD:
+            i = step - _NODES_AHEAD
+            v = np.uint64(frontier[i])
+            first = np.uint64(indptr[v])
+            degree = indptr[v + ONE] - indptr[v]
+            start, end = colptr[i], colptr[i + 1]
             if fanout < 0 or (degree <= fanout and not replace):
-                for k in range(len(out)):
-                    out[k] = first + k
+                for k in range(np.uint64(end - start)):
+                    slots[np.uint64(start) + k] = first + k
             elif replace:
-                for k in range(len(out)):
-                    out[k] = first + _place(table, first, columns[i % ahead, k], words[i % ahead, k])
+                for k in range(np.uint64(end - start)):
+                    slots[np.uint64(start) + k] = first + _place(table, first, columns[ring + k], words[ring + k])
             else:
-                state = mix64(key ^ np.uint64(i))
-                _draw_distinct(
-                    table, weight, first, degree, state, words[i % ahead], columns[i % ahead], times, known, out
-                )
+                # Nearly the whole row is best taken in one pass, and looking back is quadratic in the fan-out.
+                few = 8 * degree > 9 * fanout and (fanout <= 32 or fanout * fanout <= 2 * degree)
+                taken = seen = np.uint64(0)
+                for k in range(np.uint64(fanout) if few else taken):
+                    place = _place(table, first, columns[ring + k], words[ring + k])
+                    bit = ONE << (
+                        place & _63
+                    )  # where it is not set, no place like this was taken: no need to look back
+                    again = False
+                    if seen & bit:
+                        for q in range(np.uint64(start), np.uint64(start) + taken):
+                            again |= np.uint64(slots[q]) == first + place
+                    if not again:
+                        seen |= bit
+                        slots[np.uint64(start) + taken] = first + place
+                        taken += ONE
+                if taken < np.uint64(fanout):
+                    state = mix64(key ^ np.uint64(i))
+                    found = np.int64(taken)
+                    if few:
+                        found = _draw_on(table, np.int64(first), degree, state, found, slots[start:end])
+                    if found < fanout:
+                        state = mix64(state)
+                        out = slots[start:end]
+                        _draw_first_to_ring(weight, np.int64(first), degree, found, state, times, known, out)
         if step < n and fanout > 0:
-            if step + ahead < n:
-                prefetch(indptr, frontier[step + ahead])
-                prefetch(indptr, frontier[step + ahead] + 1)
-            first = indptr[frontier[step]]
-            degree = indptr[frontier[step] + 1] - first
+            if step + _NODES_AHEAD < n:
+                prefetch(indptr, frontier[step + _NODES_AHEAD])
+                prefetch(indptr, frontier[step + _NODES_AHEAD] + 1)
+            v = np.uint64(frontier[step])
+            first = np.uint64(indptr[v])
+            degree = indptr[v + ONE] - indptr[v]
             if degree > fanout or (replace and degree > 0):
                 state = mix64(key ^ np.uint64(step))
-                for k in range(fanout):
+                for k in range(np.uint64(fanout)):
                     state += GOLDEN
                     word = mix64(state)
                     column = bounded(word >> _32, np.uint64(degree), word)
-                    words[step % ahead, k] = word
-                    columns[step % ahead, k] = column
-                    prefetch(table, np.uint64(first) + column)
+                    words[ring + k] = word
+                    columns[ring + k] = column
+                    prefetch(table, first + column)
 
 
 @njit(nogil=True, cache=True, inline="always")
-def _place(table: NDArray[np.uint64], first: int, column: np.uint64, word: np.uint64) -> np.int64:
+def _place(table: NDArray[np.uint64], first: np.uint64, column: np.uint64, word: np.uint64) -> np.uint64:
     """Take a column of the row's alias table, or its alias, by the lower half of the word that chose the column."""
-    entry = table[np.uint64(first) + column]
-    return np.int64(column if (word & LOW_32) < (entry >> _32) else entry & LOW_32)
+    entry = table[first + column]
+    return column if (word & LOW_32) < (entry >> _32) else entry & LOW_32
 
 
 @njit(nogil=True, cache=True)
-def _draw_distinct(
-    table: NDArray[np.uint64],
-    weight: NDArray[np.floating],
-    first: int,
-    degree: int,
-    state: np.uint64,
-    words: NDArray[np.uint64],
-    columns: NDArray[np.uint64],
-    times: NDArray[np.float64],
-    known: NDArray[np.int64],
-    out: NDArray[np.integer],
-) -> None:
-    """Choose ``len(out)`` < `degree` distinct places of a row by successive sampling."""
-    fanout, taken = len(out), 0
-    seen = np.uint64(0)  # the low bits of the places taken: where a bit is not set, there is no need to look back
-    # Nearly the whole row is best taken in one pass, and looking back is quadratic in the fan-out. Else the draws may
-    # cost about what the pass would; it then finishes what they could not.
-    if 8 * degree > 9 * fanout and (fanout <= 32 or fanout * fanout <= 2 * degree):
-        for draw in range(4 * fanout + degree // 2):
-            if draw < fanout:
-                word, column = words[draw], columns[draw]
-            else:
-                word = mix64(state + np.uint64(draw + 1) * GOLDEN)
-                column = bounded(word >> _32, np.uint64(degree), word)
-            place = _place(table, first, column, word)
-            bit = ONE << (np.uint64(place) & _63)
-            again = False
-            if seen & bit:
-                for k in range(taken):
-                    again |= out[k] == first + place
-            if not again:
-                seen |= bit
-                out[taken] = first + place
-                taken += 1
-                if taken == fanout:
-                    return
-    _draw_first_to_ring(weight, first, degree, taken, mix64(state), times, known, out)
+def _draw_on(
+    table: NDArray[np.uint64], first: int, degree: int, state: np.uint64, taken: int, out: NDArray[np.integer]
+) -> int:
+    """Go on drawing for a row where ``len(out)`` draws gave `taken` distinct places; return how many there are then.
+
+    The draws may cost about what a pass over the row would, which then finishes what they could not.
+    """
+    fanout = len(out)
+    for draw in range(fanout, 4 * fanout + degree // 2):
+        word = mix64(state + np.uint64(draw + 1) * GOLDEN)
+        column = bounded(word >> _32, np.uint64(degree), word)
+        place = first + np.int64(_place(table, np.uint64(first), column, word))
+        again = False
+        for k in range(taken):
+            again |= out[k] == place
+        if not again:
+            out[taken] = place
+            taken += 1
+            if taken == fanout:
+                break
+    return taken
 
 
 @njit(nogil=True, cache=True)
