@@ -10,13 +10,13 @@ from numba import njit
 from numpy.typing import NDArray
 from typing_extensions import override
 
+from lightning_gnnopt.sampling.alias import build_alias_tables, place_of
 from lightning_gnnopt.sampling.draws import Draw, Drawn, count_drawn
 from lightning_gnnopt.sampling.kernels import gather
 from lightning_gnnopt.sampling.prefetch import prefetch
-from lightning_gnnopt.sampling.rng import GOLDEN, LOW_32, ONE, bounded, mix64
+from lightning_gnnopt.sampling.rng import GOLDEN, ONE, bounded, mix64
 from lightning_gnnopt.sampling.topology import Topology
 
-_ONE = 1 << 32
 _11, _32, _63 = np.uint64(11), np.uint64(32), np.uint64(63)
 _LARGEST = np.finfo(np.float64).max
 _NODES_AHEAD = 16
@@ -106,63 +106,6 @@ def _check_weights(edge_weight: NDArray[Any], num_edges: int) -> NDArray[np.floa
 
 
 @njit(nogil=True, cache=True)
-def build_alias_tables(indptr: NDArray[np.int64], weight: NDArray[np.floating], table: NDArray[np.uint64]) -> None:
-    """Build the alias table of each row.
-
-    A row of ``d`` edges shares out ``d * 2**32`` units of mass in proportion to its weights, what rounding leaves to
-    its heaviest edge. Integers make Vose's pairing exact: no column is left over, none gets more than its due.
-
-    Args:
-        indptr: Shape ``(N + 1,)``.
-        weight: Positive weights, shape ``(E,)``.
-        table: Output, shape ``(E,)``: the column's own share of its ``2**32`` units in the upper half, in the lower
-            one the place in the row of the edge that the rest belongs to.
-    """
-    longest = np.int64(0)
-    for v in range(len(indptr) - 1):
-        longest = max(longest, indptr[v + 1] - indptr[v])
-    mass, order = np.empty(longest, np.int64), np.empty(longest, np.int64)
-    for v in range(len(indptr) - 1):
-        first = indptr[v]
-        degree = indptr[v + 1] - first
-        if degree == 0:
-            continue
-        heaviest = 0
-        for k in range(degree):
-            if weight[first + k] > weight[first + heaviest]:
-                heaviest = k
-        # In units of the heaviest, no sum overflows.
-        largest, total = np.float64(weight[first + heaviest]), 0.0
-        for k in range(degree):
-            total += np.float64(weight[first + k]) / largest
-        scale, left = np.float64(degree) * _ONE / total, degree * _ONE
-        for k in range(degree):
-            mass[k] = np.int64(np.float64(weight[first + k]) / largest * scale)
-            left -= mass[k]
-        mass[heaviest] += left
-        # Light columns from the front of `order`, the others from its back.
-        light, heavy = 0, degree
-        for k in range(degree):
-            if mass[k] < _ONE:
-                order[light] = k
-                light += 1
-            else:
-                heavy -= 1
-                order[heavy] = k
-        while light > 0:  # then there is one with more than 2**32 units, for that is the mean
-            light -= 1
-            column, donor = order[light], order[heavy]
-            table[first + column] = (np.uint64(mass[column]) << _32) | np.uint64(donor)
-            mass[donor] -= _ONE - mass[column]
-            if mass[donor] < _ONE:
-                heavy += 1
-                order[light] = donor
-                light += 1
-        for k in range(heavy, degree):
-            table[first + order[k]] = np.uint64(order[k])
-
-
-@njit(nogil=True, cache=True)
 def _draw_weighted(
     indptr: NDArray[np.int64],
     table: NDArray[np.uint64],
@@ -196,13 +139,13 @@ def _draw_weighted(
                     slots[np.uint64(start) + k] = first + k
             elif replace:
                 for k in range(np.uint64(end - start)):
-                    slots[np.uint64(start) + k] = first + _place(table, first, columns[ring + k], words[ring + k])
+                    slots[np.uint64(start) + k] = first + place_of(table, first, columns[ring + k], words[ring + k])
             else:
                 # Nearly the whole row is best taken in one pass, and looking back is quadratic in the fan-out.
                 few = 8 * degree > 9 * fanout and (fanout <= 32 or fanout * fanout <= 2 * degree)
                 taken = seen = np.uint64(0)
                 for k in range(np.uint64(fanout) if few else taken):
-                    place = _place(table, first, columns[ring + k], words[ring + k])
+                    place = place_of(table, first, columns[ring + k], words[ring + k])
                     bit = ONE << (
                         place & _63
                     )  # where it is not set, no place like this was taken: no need to look back
@@ -241,17 +184,15 @@ def _draw_weighted(
                     prefetch(table, first + column)
 
 
-@njit(nogil=True, cache=True, inline="always")
-def _place(table: NDArray[np.uint64], first: np.uint64, column: np.uint64, word: np.uint64) -> np.uint64:
-    """Take a column of the row's alias table, or its alias, by the lower half of the word that chose the column."""
-    entry = table[first + column]
-    return column if (word & LOW_32) < (entry >> _32) else entry & LOW_32
-
-
 @njit(nogil=True, cache=True)
 def _draw_on(
-    table: NDArray[np.uint64], first: int, degree: int, state: np.uint64, taken: int, out: NDArray[np.integer]
-) -> int:
+    table: NDArray[np.uint64],
+    first: np.int64,
+    degree: np.int64,
+    state: np.uint64,
+    taken: np.int64,
+    out: NDArray[np.integer],
+) -> np.int64:
     """Go on drawing for a row where ``len(out)`` draws gave `taken` distinct places; return how many there are then.
 
     The draws may cost about what a pass over the row would, which then finishes what they could not.
@@ -260,7 +201,7 @@ def _draw_on(
     for draw in range(fanout, 4 * fanout + degree // 2):
         word = mix64(state + np.uint64(draw + 1) * GOLDEN)
         column = bounded(word >> _32, np.uint64(degree), word)
-        place = first + np.int64(_place(table, np.uint64(first), column, word))
+        place = first + np.int64(place_of(table, np.uint64(first), column, word))
         again = False
         for k in range(taken):
             again |= out[k] == place
@@ -275,9 +216,9 @@ def _draw_on(
 @njit(nogil=True, cache=True)
 def _draw_first_to_ring(
     weight: NDArray[np.floating],
-    first: int,
-    degree: int,
-    taken: int,
+    first: np.int64,
+    degree: np.int64,
+    taken: np.int64,
     state: np.uint64,
     times: NDArray[np.float64],
     known: NDArray[np.int64],
