@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from lightning_gnnopt.sampling.kernels import coo_to_csc, csc_edge_ids
+from lightning_gnnopt.sampling.kernels import coo_to_csc
 from lightning_gnnopt.sampling.topology import Topology
 
 if TYPE_CHECKING:
@@ -164,9 +164,8 @@ def bipartite_topology(
             )
     indptr = np.zeros(num_targets + 1, np.int64)
     indices = np.empty(row.size, np.int32 if num_sources <= _INT32_MAX else np.int64)
-    coo_to_csc(row, col, indptr, indices)
     numbers: NDArray[np.integer] | None = None
     if edge_ids:
         numbers = np.empty(row.size, np.int32 if row.size <= _INT32_MAX else np.int64)
-        csc_edge_ids(col, indptr, numbers)
+    coo_to_csc(row, col, indptr, indices, numbers)
     return Topology(indptr, indices, numbers)

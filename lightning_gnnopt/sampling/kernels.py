@@ -61,21 +61,6 @@ def coo_to_csc(
 
 
 @njit(nogil=True, cache=True)
-def csc_edge_ids(col: NDArray[np.integer], indptr: NDArray[np.int64], edge_ids: NDArray[np.integer]) -> None:
-    """Write the original number of each edge of the CSC order into `edge_ids`, shape ``(E,)``."""
-    cursor = indptr[:-1].copy()
-    n = len(col)
-    for e in range(n):
-        if e + 4 * AHEAD < n:
-            prefetch(cursor, col[e + 4 * AHEAD])
-        if e + AHEAD < n:
-            prefetch(edge_ids, cursor[col[e + AHEAD]])
-        v = col[e]
-        edge_ids[cursor[v]] = e
-        cursor[v] += 1
-
-
-@njit(nogil=True, cache=True)
 def in_degrees_without_self_loops(
     indptr: NDArray[np.int64], indices: NDArray[np.integer], degrees: NDArray[np.int32]
 ) -> None:

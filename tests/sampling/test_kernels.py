@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from lightning_gnnopt.sampling.draws import draw_positions, draw_uniform
-from lightning_gnnopt.sampling.kernels import coo_to_csc, csc_edge_ids, gather, in_degrees_without_self_loops
+from lightning_gnnopt.sampling.kernels import coo_to_csc, gather, in_degrees_without_self_loops
 
 from . import reference
 from .reference import SIGNIFICANCE, uniform_p_value
@@ -98,12 +98,10 @@ def test_csc_kernels_take_either_width() -> None:
     row, col = np.array([2, 0, 1, 1, 1]), np.array([1, 1, 0, 1, 2])
     for dtype in (np.int32, np.int64):
         indptr, indices, ids = np.zeros(5, np.int64), np.empty(5, dtype), np.empty(5, dtype)
-        fused_indptr, fused_indices, fused_ids = np.zeros(5, np.int64), np.empty(5, dtype), np.empty(5, dtype)
-        coo_to_csc(row, col, indptr, indices)
-        csc_edge_ids(col, indptr, ids)
-        coo_to_csc(row, col, fused_indptr, fused_indices, fused_ids)
-        assert (fused_indptr.tolist(), fused_indices.tolist()) == (indptr.tolist(), indices.tolist())
-        assert fused_ids.tolist() == ids.tolist()
+        without_indptr, without_indices = np.zeros(5, np.int64), np.empty(5, dtype)
+        coo_to_csc(row, col, without_indptr, without_indices)
+        coo_to_csc(row, col, indptr, indices, ids)
+        assert (without_indptr.tolist(), without_indices.tolist()) == (indptr.tolist(), indices.tolist())
         degrees = np.empty(4, np.int32)
         in_degrees_without_self_loops(indptr, indices, degrees)
         assert indptr.tolist() == [0, 1, 4, 5, 5]
