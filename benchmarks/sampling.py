@@ -64,7 +64,7 @@ class Scale:
     batches: int
 
 
-FULL, QUICK = Scale(nodes=2**21, rounds=9, batches=8), Scale(nodes=2**18, rounds=3, batches=4)
+FULL, QUICK = Scale(nodes=2**21, rounds=9, batches=8), Scale(nodes=2**17, rounds=3, batches=2)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -149,7 +149,7 @@ def measure(quick: bool) -> Measured:
     """Sample everywhere.
 
     Args:
-        quick: Whether to take a graph an eighth as large, and fewer rounds.
+        quick: Whether to take a graph a sixteenth as large, and fewer rounds.
 
     Returns:
         The figures, and a row per graph and side.
