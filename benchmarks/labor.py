@@ -28,7 +28,6 @@ FANOUTS = (15, 10, 5)
 GRAPHS: Mapping[str, Mapping[str, Any]] = {
     "rmat": {"num_nodes": 16_384, "avg_degree": 50},
     "facebook-johns-hopkins55": {},
-    "facebook-cornell5": {},
 }
 QUICK_GRAPHS = ("rmat",)
 NODE_WISE, LABOR = "node-wise", "LABOR"

@@ -10,6 +10,7 @@ Seeds are nodes with an in-edge. Peers return what they return: torch-sparse and
 
 from __future__ import annotations
 
+import functools
 import itertools
 import os
 import statistics
@@ -289,6 +290,7 @@ def _real_graph(name: str, scale: Scale) -> tuple[list[Figure], list[Mapping[str
     return figures, _rows(f"{name}, {graph.num_nodes:,} nodes, {graph.num_edges:,} edges", runs)
 
 
+@functools.cache
 def rmat(num_nodes: int, avg_degree: float) -> Topology:
     """Make an R-MAT graph with ``num_nodes * avg_degree`` directed edges."""
     data = load_dataset("rmat", num_nodes=num_nodes, avg_degree=avg_degree, num_features=1, num_classes=2)

@@ -17,6 +17,7 @@ from lightning_gnnopt import GraphDataModule
 from lightning_gnnopt.datasets import dataset_names, describe
 from lightning_gnnopt.models import MODELS, NodeClassifier
 from lightning_gnnopt.sampling import SAMPLERS, Topology
+from lightning_gnnopt.train import build
 
 CONF = Path(__file__).resolve().parent.parent / "conf"
 
@@ -67,9 +68,34 @@ def test_sampler_config_builds_its_sampler(name: str, star: Topology) -> None:
     assert type(instantiate(composed(f"sampler={name}").sampler)(star)) is SAMPLERS[name]
 
 
+@pytest.mark.parametrize("name", sorted(SAMPLERS))
+def test_sampler_config_lists_every_plain_argument(name: str) -> None:
+    arguments = set(inspect.signature(SAMPLERS[name]).parameters)
+    # Arrays, which come from the graph (`data.weight_attr`, `data.time_attr`) or from code, and a matter of memory.
+    left_out = {"topology", "edge_weight", "node_time", "edge_time", "parts", "dense_limit_bytes"}
+    assert set(composed(f"sampler={name}").sampler) - {"_target_", "_partial_"} == arguments - left_out
+
+
+@pytest.mark.parametrize("name", sorted(SAMPLERS))
+def test_a_choice_of_sampler_chooses_an_evaluation_that_works(name: str) -> None:
+    config = composed(f"sampler={name}")
+    assert config.data.eval_mode == ("layerwise" if name == "cluster" or "saint" in name else "sampled")
+    datamodule, model = build(config)
+    L.Trainer(fast_dev_run=True, accelerator="cpu", enable_progress_bar=False, enable_model_summary=False).fit(
+        model, datamodule
+    )
+    assert type(datamodule.sampler) is SAMPLERS[name]
+
+
+def test_the_command_line_beats_the_samplers_choice_of_evaluation() -> None:
+    config = composed("sampler=cluster", "data.eval_mode=sampled", "data.eval_num_neighbors=[5,5]")
+    datamodule, _ = build(config)
+    assert datamodule.eval_sampler.num_neighbors == [5, 5]
+
+
 @pytest.fixture
 def star() -> Topology:
-    return Topology.from_edge_index(torch.tensor([[1, 2, 3], [0, 0, 0]]), num_nodes=4)
+    return Topology.from_edge_index(torch.stack([torch.arange(1, 100), torch.zeros(99).long()]), num_nodes=100)
 
 
 @pytest.mark.parametrize("name", [name for name in options("trainer") if name != "gpu"])

@@ -15,6 +15,7 @@ from lightning_gnnopt.sampling import Subgraph, Topology
 
 _EDGE_ID = "e_id"
 _IN_DEGREE = "in_degree"
+_FROM_SAMPLER = ("edge_norm", "node_norm", "batch")
 
 
 class _Attribute:
@@ -34,7 +35,9 @@ class BatchBuilder:
 
     Each batch is a `Data` with ``edge_index``, ``n_id``, ``input_id``, ``batch_size``, ``num_sampled_nodes`` and
     ``num_sampled_edges``; every node-level attribute of the graph (``x``, ``y``, masks, ...) is cut to the batch's
-    nodes, every edge-level attribute to its edges, and all others are passed on as they are.
+    nodes, every edge-level attribute to its edges, and all others are passed on as they are. What else the sampler says
+    comes along: ``edge_norm`` of each edge, ``node_norm`` of each node, and ``batch``, the number of the seed in whose
+    tree a node stands. An attribute of the graph may have one of these names as long as the sampler does not use it.
 
     Args:
         data: The whole graph.
@@ -82,8 +85,18 @@ class BatchBuilder:
 
         Returns:
             The batch.
+
+        Raises:
+            ValueError: If the sampler gives something by the name of an attribute of the graph.
         """
         batch = copy.copy(self._template)
+        given = {name: value for name in _FROM_SAMPLER if (value := getattr(subgraph, name)) is not None}
+        for name in given:
+            if name in self._of_nodes or name in self._of_edges or name in self._template:
+                raise ValueError(
+                    f"`{name}` of a batch is what the sampler says, but the graph has an attribute of that name too."
+                    f" HINT: rename `data.{name}`, or delete it."
+                )
         n_id = _long(subgraph.n_id)
         for name, attribute in self._of_nodes.items():
             batch[name] = attribute.cut(n_id)
@@ -96,6 +109,8 @@ class BatchBuilder:
                 batch[_EDGE_ID] = e_id
         if self.in_degree:
             batch[_IN_DEGREE] = torch.from_numpy(self.topology.in_degrees[subgraph.n_id])
+        for name, value in given.items():
+            batch[name] = _long(value) if value.dtype.kind == "i" else torch.from_numpy(value)
         batch.num_nodes = subgraph.num_nodes
         batch.n_id = n_id
         batch.input_id = _long(input_id)

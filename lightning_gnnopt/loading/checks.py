@@ -157,7 +157,7 @@ def check_model(
 
     Args:
         module: May declare `num_layers`, `out_channels` and `supports_layerwise`.
-        samplers: Samplers, by the argument that made them.
+        samplers: Samplers, by the argument that says how many hops they have.
         num_classes: Number of classes of the graph, if known.
         layerwise: Whether evaluation relies on the module asking for layer-wise outputs.
 
@@ -173,7 +173,7 @@ def check_model(
         if sampler.num_hops < depth:
             raise ValueError(
                 f"`{name}` must hold one fan-out for each of the model's {depth} layers, but samples {hops}"
-                f" ({getattr(sampler, 'num_neighbors', sampler)})."
+                f" ({getattr(sampler, name.removeprefix('eval_'), sampler)})."
                 " HINT: lengthen it, or lower the model's `num_layers`."
             )
         if sampler.num_hops > depth:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Sequence
-from functools import partial
 from typing import Any, Literal
 
 import lightning as L
@@ -24,18 +23,13 @@ from lightning_gnnopt.loading.checks import (
     is_multilabel,
     split_nodes,
 )
+from lightning_gnnopt.loading.groups import GroupOrder
 from lightning_gnnopt.loading.layerwise import LayerwiseModel, NodeOutputs, layerwise_outputs
 from lightning_gnnopt.loading.prefetch import PrefetchLoader
+from lightning_gnnopt.loading.samplers import SamplerMaker, graph_options, refuse_evaluation, trains_only
 from lightning_gnnopt.loading.seeds import SeedOrder
 from lightning_gnnopt.loading.transform import SubgraphTransform
-from lightning_gnnopt.sampling import (
-    NeighborSampler,
-    NodeSampler,
-    SeedsOnlySampler,
-    Topology,
-    check_fanouts,
-    resolve_sampler,
-)
+from lightning_gnnopt.sampling import NodeSampler, SeedsOnlySampler, Topology, check_fanouts
 
 _EVAL_MODES = ("sampled", "layerwise")
 _LABELLED_STAGES = ("train", "val", "test")
@@ -56,15 +50,23 @@ class GraphDataModule(L.LightningDataModule):
         data: The graph: homogeneous, with features ``x`` (dense or sparse) and ``edge_index``.
         num_neighbors: Fan-out of each hop, the seeds' own first; -1 takes all neighbours. One number per layer of the
             model. ``[15, 10]`` if neither this nor a built `sampler` says otherwise.
-        batch_size: Seeds per batch and process.
+        batch_size: Seeds per batch and process; of GraphSAINT's samplers, draws or walks. In training with a sampler
+            that groups its seeds, such as `ClusterSampler`, a batch is as many groups as the sampler says instead.
         num_workers: Threads that prepare batches; 0 prepares each batch when it is asked for.
         prefetch_factor: Batches prepared ahead, per worker.
-        sampler: Name of a sampler, or a function that builds one from a `Topology`.
+        sampler: Name of a sampler that takes `num_neighbors` or needs no argument, or a function that builds one from a
+            `Topology`. If it has an argument `roots` that is None, it is given the training nodes.
+        weight_attr: Name of an attribute of edges: in-edges are drawn in proportion to it. The sampler must take
+            `edge_weight`. Layer-wise evaluation does not look at weights.
+        time_attr: Name of an attribute of nodes or edges: a seed sees nothing from after its own time, in evaluation
+            too. The sampler must take `node_time` or `edge_time`; `disjoint` is True then.
+        input_time_attr: Name of an attribute of nodes, when each is looked at as a seed; by default the node's own
+            `time_attr`. Needed if that is of edges.
         eval_mode: How validation, test and prediction see a node's neighbourhood. ``"sampled"``: through batches with
             `eval_num_neighbors`. ``"layerwise"``: exactly, one layer at a time over full neighbourhoods; the
             LightningModule asks :meth:`layerwise_outputs` for them, as `NodeClassifier` does.
-        eval_num_neighbors: Fan-outs of sampled evaluation; `num_neighbors` by default. The same neighbours are drawn
-            in every epoch. ``[-1, -1]`` makes it exact.
+        eval_num_neighbors: Fan-outs of sampled evaluation, node by node; by default the `sampler` evaluates as it
+            trains. The same neighbours are drawn in every epoch. ``[-1, -1]`` makes it exact.
         eval_batch_size: Seeds per batch in evaluation; `batch_size` by default.
         shuffle: Whether training permutes its seeds in each epoch.
         drop_last: Whether training leaves out a last batch that is smaller than the others.
@@ -75,7 +77,8 @@ class GraphDataModule(L.LightningDataModule):
 
     Raises:
         TypeError: If `data` is not a homogeneous `Data`.
-        ValueError: If the graph, its labels or masks, or an argument is not what is said above.
+        ValueError: If the graph, its labels or masks, or an argument is not what is said above, or sampled evaluation
+            is asked of a sampler whose batches are subgraphs to train on (clusters, GraphSAINT).
 
     Examples:
         >>> from lightning_gnnopt.datasets import load_dataset
@@ -94,7 +97,10 @@ class GraphDataModule(L.LightningDataModule):
         batch_size: int = 1024,
         num_workers: int = 2,
         prefetch_factor: int = 2,
-        sampler: str | Callable[[Topology], NodeSampler] = "neighbor",
+        sampler: str | Callable[..., NodeSampler] = "neighbor",
+        weight_attr: str | None = None,
+        time_attr: str | None = None,
+        input_time_attr: str | None = None,
         eval_mode: Literal["sampled", "layerwise"] = "sampled",
         eval_num_neighbors: Sequence[int] | None = None,
         eval_batch_size: int | None = None,
@@ -116,11 +122,15 @@ class GraphDataModule(L.LightningDataModule):
             )
         if eval_num_neighbors is not None:
             eval_num_neighbors = check_fanouts(eval_num_neighbors, name="eval_num_neighbors")
-        if callable(sampler) and num_neighbors is not None:
+        if eval_mode == "layerwise" and time_attr is not None:
             raise ValueError(
-                f"`num_neighbors` must be left out with a `sampler` function, but got {list(num_neighbors)}."
-                " HINT: give the fan-outs to the sampler itself."
+                f"`eval_mode='layerwise'` takes all neighbours, those from after a seed's time too, but `time_attr` is"
+                f" {time_attr!r}. HINT: `eval_num_neighbors=[-1, -1]` evaluates on the whole past of each seed."
             )
+        options = graph_options(data, weight_attr=weight_attr, time_attr=time_attr, input_time_attr=input_time_attr)
+        self._make = SamplerMaker(sampler, num_neighbors, options)
+        if self._make.trains_only and eval_mode == "sampled" and eval_num_neighbors is None:
+            raise refuse_evaluation("this `sampler`")
         self.data = data
         self.batch_size = batch_size
         self.num_workers = num_workers
@@ -132,8 +142,8 @@ class GraphDataModule(L.LightningDataModule):
         self.seed = seed
         self.edge_id = edge_id
         self.transforms = list(transforms)
-        self._make_sampler = sampler if callable(sampler) else _by_name(sampler, num_neighbors)
         self._eval_num_neighbors = eval_num_neighbors
+        self._input_time = None if input_time_attr is None else torch.as_tensor(data[input_time_attr]).cpu().numpy()
         self._nodes = {stage: nodes for stage in _LABELLED_STAGES if (nodes := split_nodes(data, stage)) is not None}
         if self._nodes or data.y is not None:
             self._num_classes = count_classes(data.y) if num_classes is None and data.y is not None else num_classes
@@ -184,7 +194,8 @@ class GraphDataModule(L.LightningDataModule):
     def sampler(self) -> NodeSampler:
         """Draws the training batches."""
         if self._sampler is None:
-            self._sampler = self._make_sampler(self.topology)
+            train = self._nodes.get("train")
+            self._sampler = self._make.for_training(self.topology, None if train is None else train.numpy())
         return self._sampler
 
     @property
@@ -194,7 +205,9 @@ class GraphDataModule(L.LightningDataModule):
             if self.eval_mode == "layerwise":
                 self._eval_sampler = SeedsOnlySampler(self.topology)
             elif self._eval_num_neighbors is not None:
-                self._eval_sampler = NeighborSampler(self.topology, self._eval_num_neighbors)
+                self._eval_sampler = self._make.for_evaluation(self.topology, self._eval_num_neighbors)
+            elif trains_only(self.sampler):
+                raise refuse_evaluation(type(self.sampler).__name__)
             else:
                 self._eval_sampler = self.sampler
         return self._eval_sampler
@@ -206,7 +219,7 @@ class GraphDataModule(L.LightningDataModule):
         if self._builder is None or self._builder.in_degree != in_degree:
             self._builder = BatchBuilder(self.data, self.topology, edge_id=self.edge_id, in_degree=in_degree)
         if module is not None:
-            samplers = {"num_neighbors": self.sampler}
+            samplers = {"layer_sizes" if hasattr(self.sampler, "layer_sizes") else "num_neighbors": self.sampler}
             if self.eval_mode == "sampled" and self.eval_sampler is not self.sampler:
                 samplers["eval_num_neighbors"] = self.eval_sampler
             check_model(module, samplers, num_classes=self._num_classes, layerwise=self.eval_mode == "layerwise")
@@ -240,17 +253,21 @@ class GraphDataModule(L.LightningDataModule):
         nodes = self._nodes[stage].numpy()
         # Lightning overfits on the first batches: they must be the same in each epoch
         overfit = bool(getattr(trainer, "overfit_batches", 0))
-        order = SeedOrder(
-            len(nodes),
-            self.batch_size if train else self.eval_batch_size,
-            shuffle=train and self.shuffle and not overfit,
-            drop_last=train and self.drop_last,
-            seed=_default_seed() if self.seed is None else self.seed,
-            rank=trainer.global_rank if trainer else 0,
-            world_size=trainer.world_size if trainer else 1,
-        )
+        sampler = self.sampler if train else self.eval_sampler
+        arguments: dict[str, Any] = {
+            "shuffle": train and self.shuffle and not overfit,
+            "drop_last": train and self.drop_last,
+            "seed": _default_seed() if self.seed is None else self.seed,
+            "rank": trainer.global_rank if trainer else 0,
+            "world_size": trainer.world_size if trainer else 1,
+        }
+        groups = getattr(sampler, "seed_groups", None)
+        if groups is None:
+            order = SeedOrder(len(nodes), self.batch_size if train else self.eval_batch_size, **arguments)
+        else:
+            order = GroupOrder(groups[nodes], getattr(sampler, "groups_per_batch", 1), **arguments)
         return PrefetchLoader(
-            self.sampler if train else self.eval_sampler,
+            sampler,
             self._builder,
             nodes,
             order,
@@ -258,6 +275,7 @@ class GraphDataModule(L.LightningDataModule):
             prefetch_factor=self.prefetch_factor,
             transforms=self.transforms if train else (),
             redraw=train and not overfit,
+            input_time=None if self._input_time is None else self._input_time[nodes],
         )
 
     def layerwise_outputs(self, model: LayerwiseModel, stage: str) -> NodeOutputs:
@@ -293,11 +311,6 @@ class GraphDataModule(L.LightningDataModule):
     def nodes(self, stage: str) -> NDArray[np.int64]:
         """Global ids of a split's nodes, in the order of its loader; empty if the graph has no such split."""
         return self._nodes[stage].numpy() if stage in self._nodes else np.empty(0, np.int64)
-
-
-def _by_name(name: str, num_neighbors: Sequence[int] | None) -> Callable[[Topology], NodeSampler]:
-    fanouts = check_fanouts((15, 10) if num_neighbors is None else num_neighbors)
-    return partial(resolve_sampler(name), num_neighbors=fanouts)
 
 
 def _default_seed() -> int:

@@ -13,6 +13,7 @@ from torch_geometric.data import Data
 
 from lightning_gnnopt.loading.batches import BatchBuilder
 from lightning_gnnopt.loading.ordered import OrderedPrefetch
+from lightning_gnnopt.loading.own_seeds import OwnSeeds
 from lightning_gnnopt.loading.seeds import EpochSampler, FixedSampler, SeedOrder
 from lightning_gnnopt.loading.stats import LoaderStats
 from lightning_gnnopt.loading.transform import SubgraphTransform
@@ -27,6 +28,9 @@ class PrefetchLoader:
     next one. Its position is part of Lightning's checkpoints, so a resumed run goes on with the batch after the last
     one that was delivered.
 
+    A sampler with `draws_own_seeds`, such as GraphSAINT's, is given seeds as any other, and what it draws is the batch:
+    the input nodes among its nodes become the seeds.
+
     Args:
         sampler: Draws the subgraphs.
         builder: Slices the graph's attributes to them.
@@ -36,6 +40,7 @@ class PrefetchLoader:
         prefetch_factor: Batches prepared ahead, per worker.
         transforms: Applied to each subgraph between sampling and slicing, in this order.
         redraw: Whether each epoch draws other neighbours; evaluation keeps them.
+        input_time: The time of each seed, shape ``(S,)``, for a temporal sampler; None takes its nodes' own.
 
     Raises:
         ValueError: If `num_workers` is negative, `prefetch_factor` below 1, or `input_nodes` empty.
@@ -52,6 +57,7 @@ class PrefetchLoader:
         prefetch_factor: int = 2,
         transforms: Sequence[SubgraphTransform] = (),
         redraw: bool = True,
+        input_time: NDArray[Any] | None = None,
     ) -> None:
         if num_workers < 0:
             raise ValueError(f"`num_workers` must be 0 or more, but got {num_workers}. HINT: 0 uses no threads.")
@@ -60,10 +66,11 @@ class PrefetchLoader:
                 f"`prefetch_factor` must be at least 1, but got {prefetch_factor}."
                 " HINT: `num_workers=0` prepares no batch ahead."
             )
-        sampler.check_seeds(input_nodes)
         self.node_sampler = sampler
         self.builder = builder
-        self.input_nodes = input_nodes
+        self.input_nodes = sampler.check_seeds(input_nodes)
+        self.input_time = input_time
+        self._own_seeds = OwnSeeds(sampler, self.input_nodes) if getattr(sampler, "draws_own_seeds", False) else None
         self.order = order
         self.num_workers = num_workers
         self.prefetch_factor = prefetch_factor
@@ -78,7 +85,7 @@ class PrefetchLoader:
 
     @property
     def batch_size(self) -> int:
-        """Seeds per batch."""
+        """Seeds per batch; groups of seeds, if `order` shuffles groups."""
         return self.order.batch_size
 
     def __len__(self) -> int:
@@ -126,13 +133,19 @@ class PrefetchLoader:
         order = self.order
         key = SampleKey(order.seed, epoch if self.redraw else 0, index * order.world_size + order.rank)
 
+        sample = self.node_sampler.sample if self._own_seeds is None else self._own_seeds.sample
+        # A sampler that knows no times need not take any.
+        options = {} if self.input_time is None else {"time": self.input_time[input_id]}
+
         def resample(attempt: int) -> Subgraph:
-            return self.node_sampler.sample(seeds, key._replace(attempt=attempt))
+            return sample(seeds, key._replace(attempt=attempt), **options)
 
         started = time.perf_counter()
         subgraph = resample(0)
         for transform in self.transforms:
             subgraph = transform(subgraph, resample)
+        if self._own_seeds is not None:
+            input_id = self._own_seeds.input_id(subgraph)
         sampled = time.perf_counter()
         batch = self.builder.build(subgraph, input_id)
         return batch, LoaderStats(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -32,6 +33,11 @@ class SeedOrder:
         ValueError: If `batch_size` is below 1, or `drop_last` leaves no batch.
     """
 
+    # What is counted, for error messages.
+    _unit: ClassVar[str] = "seeds"
+    _size_name: ClassVar[str] = "batch_size"
+    _size_hint: ClassVar[str] = "1024 is a common size for sampled graphs."
+
     def __init__(
         self,
         num_seeds: int,
@@ -44,10 +50,7 @@ class SeedOrder:
         world_size: int = 1,
     ) -> None:
         if batch_size < 1:
-            raise ValueError(
-                f"`batch_size` must be at least 1, but got {batch_size}."
-                " HINT: 1024 is a common size for sampled graphs."
-            )
+            raise ValueError(f"`{self._size_name}` must be at least 1, but got {batch_size}. HINT: {self._size_hint}")
         self.num_seeds = num_seeds
         self.batch_size = batch_size
         self.shuffle = shuffle
@@ -57,8 +60,9 @@ class SeedOrder:
         self.world_size = world_size
         if drop_last and self.num_local < batch_size:
             raise ValueError(
-                f"`drop_last=True` leaves no batch: there are {self.num_local:,} seeds"
-                f" but `batch_size` is {batch_size:,}. HINT: lower `batch_size` or set `drop_last=False`."
+                f"`drop_last=True` leaves no batch: there are {self.num_local:,} {self._unit}"
+                f" but `{self._size_name}` is {batch_size:,}."
+                f" HINT: lower `{self._size_name}` or set `drop_last=False`."
             )
 
     @property

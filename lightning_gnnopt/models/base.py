@@ -17,7 +17,8 @@ class SampledGNN(nn.Module):
     """A stack of message-passing layers that runs on sampled batches, full graphs and layer by layer.
 
     A subclass fills ``self.convs`` with one layer per pair of ``self.channels`` and, where the defaults do not
-    suit it, overrides :meth:`convolve` and :meth:`activate`.
+    suit it, overrides :meth:`convolve` and :meth:`activate`. Its layers take a keyword `edge_norm` if it is to run on
+    batches that bring one.
 
     With per-hop counts, a layer computes only the rows that the next layer reads: the last one computes the seeds and
     nothing else. This drops the edges that PyG's ``trim_to_layer`` drops and, beyond it, the outermost hop's output
@@ -88,6 +89,7 @@ class SampledGNN(nn.Module):
         num_sampled_nodes_per_hop: Sequence[int] | None = None,
         num_sampled_edges_per_hop: Sequence[int] | None = None,
         in_degree: Tensor | None = None,
+        edge_norm: Tensor | None = None,
     ) -> Tensor:
         """Compute the outputs of all nodes, or, given per-hop counts, of the seeds.
 
@@ -98,17 +100,28 @@ class SampledGNN(nn.Module):
             num_sampled_edges_per_hop: ``[hop 1, ...]``, ``H`` counts.
             in_degree: Shape ``(N,)``, each node's number of in-edges in the full graph, self loops not counted. Only
                 nets with `needs_in_degree` read it; None counts the edges in `edge_index`, right for a full graph only.
+            edge_norm: Shape ``(E,)``, how many in-edges of its destination in the full graph each edge stands for; None
+                if those of a destination all stand for equally many.
 
         Returns:
             Tensor of shape ``(N, out_channels)``, or ``(seeds, out_channels)`` with per-hop counts.
 
         Raises:
-            ValueError: If the per-hop counts are too few for the net's depth or do not fit `x` and `edge_index`.
+            ValueError: If the per-hop counts are too few for the net's depth or do not fit `x` and `edge_index`, or
+                `edge_norm` does not fit `edge_index`.
         """
         if (num_sampled_nodes_per_hop is None) != (num_sampled_edges_per_hop is None):
             raise ValueError(
                 "`num_sampled_nodes_per_hop` and `num_sampled_edges_per_hop` must be given together, but one is None."
             )
+        if edge_norm is not None:
+            if edge_norm.shape != (edge_index.size(1),):
+                raise ValueError(
+                    f"`edge_norm` must hold one weight for each of the batch's {edge_index.size(1):,} edges, but its"
+                    f" shape is {tuple(edge_norm.shape)}. HINT: whatever adds or removes edges after sampling must keep"
+                    " it up to date."
+                )
+            edge_norm = edge_norm.to(x.dtype)
         in_degree = self._full_degree(x, edge_index, in_degree)
         num_targets = x.size(0)
         for layer in range(self.num_layers):
@@ -118,8 +131,9 @@ class SampledGNN(nn.Module):
                 hops = self.num_layers - layer  # what lies further out no longer reaches the seeds
                 x = x[: sum(num_sampled_nodes_per_hop[: hops + 1])]
                 edge_index = edge_index[:, : sum(num_sampled_edges_per_hop[:hops])]
+                edge_norm = None if edge_norm is None else edge_norm[: edge_index.size(1)]
                 num_targets = sum(num_sampled_nodes_per_hop[:hops])
-            x = self._layer(layer, x, edge_index, num_targets, in_degree)
+            x = self._layer(layer, x, edge_index, num_targets, in_degree, edge_norm)
             if layer < self.num_layers - 1:
                 x = nn.functional.dropout(x, self.dropout, self.training)
         return x
@@ -147,17 +161,35 @@ class SampledGNN(nn.Module):
         """
         return self._layer(layer, x, edge_index, batch_size, self._full_degree(x, edge_index, in_degree))
 
-    def convolve(self, layer: int, x: Tensor, edge_index: Tensor, num_targets: int, in_degree: Tensor | None) -> Tensor:
+    def convolve(
+        self,
+        layer: int,
+        x: Tensor,
+        edge_index: Tensor,
+        num_targets: int,
+        in_degree: Tensor | None,
+        edge_norm: Tensor | None,
+    ) -> Tensor:
         """Run one layer's message passing from all rows of `x` to the first `num_targets` of them."""
-        out: Tensor = self.convs[layer]((x, x[:num_targets]), edge_index)
+        # By name: the third argument of a layer of PyG's may be something else
+        weights = {} if edge_norm is None else {"edge_norm": edge_norm}
+        out: Tensor = self.convs[layer]((x, x[:num_targets]), edge_index, **weights)
         return out
 
     def activate(self, x: Tensor) -> Tensor:
         """Apply the non-linearity between two layers."""
         return torch.relu(x)
 
-    def _layer(self, layer: int, x: Tensor, edge_index: Tensor, num_targets: int, in_degree: Tensor | None) -> Tensor:
-        x = self.convolve(layer, x, edge_index, num_targets, in_degree)
+    def _layer(
+        self,
+        layer: int,
+        x: Tensor,
+        edge_index: Tensor,
+        num_targets: int,
+        in_degree: Tensor | None,
+        edge_norm: Tensor | None = None,
+    ) -> Tensor:
+        x = self.convolve(layer, x, edge_index, num_targets, in_degree, edge_norm)
         if layer == self.num_layers - 1:
             return x
         if self.norms:

@@ -8,6 +8,8 @@ from torch_geometric.nn import MessagePassing, SimpleConv
 from torch_geometric.utils import softmax
 from typing_extensions import override
 
+from lightning_gnnopt.models.edge_weights import weights_of_mean
+
 
 class GaANConv(MessagePassing):
     r"""Gated attention aggregator (Zhang, Shi, Xie, Ma, King and Yeung: GaAN, UAI 2018).
@@ -71,13 +73,17 @@ class GaANConv(MessagePassing):
                 module.reset_parameters()
 
     @override
-    def forward(self, x: Tensor | tuple[Tensor, Tensor], edge_index: Tensor) -> Tensor:
+    def forward(
+        self, x: Tensor | tuple[Tensor, Tensor], edge_index: Tensor, *, edge_norm: Tensor | None = None
+    ) -> Tensor:
         """Compute the destinations' outputs.
 
         Args:
             x: Features of shape ``(N, in_channels)``, or a pair of sources ``(N, in_channels)`` and destinations
                 ``(M, in_channels)``.
             edge_index: Long tensor of shape ``(2, E)``, source above destination.
+            edge_norm: Shape ``(E,)``: an edge of weight ``w`` counts ``w`` times in the softmax and in the mean. The
+                maximum is that of the given edges.
 
         Returns:
             Tensor of shape ``(M, out_channels)``, where ``M = N`` for a single `x`.
@@ -87,22 +93,29 @@ class GaANConv(MessagePassing):
 
         query = self.query(x_dst).view(-1, self.heads, self.key_channels)
         key = self.key(x_src).view(-1, self.heads, self.key_channels)
-        # edge_updater_type: (query: Tensor, key: Tensor)
-        alpha = self.edge_updater(edge_index, query=query, key=key, size=size)
+        log_norm = None if edge_norm is None else edge_norm.log()
+        # edge_updater_type: (query: Tensor, key: Tensor, log_norm: Tensor | None)
+        alpha = self.edge_updater(edge_index, query=query, key=key, log_norm=log_norm, size=size)
         value = nn.functional.leaky_relu(self.value(x_src), 0.1).view(-1, self.heads, self.value_channels)
         # propagate_type: (value: Tensor, alpha: Tensor)
         attended = self.propagate(edge_index, value=value, alpha=alpha, size=size)
 
         max_pooled = self.max_pool((self.pool(x_src), None), edge_index, size=size)
-        mean_pooled = self.mean_pool((x_src, None), edge_index, size=size)
+        weight = None if edge_norm is None else weights_of_mean(edge_norm, edge_index[1], x_dst.size(0))
+        mean_pooled = self.mean_pool((x_src, None), edge_index, weight, size=size)
         gate = torch.sigmoid(self.gate(torch.cat([x_dst, max_pooled, mean_pooled], dim=-1)))
         gated = (gate.unsqueeze(-1) * attended).flatten(start_dim=1)
         out: Tensor = self.out(torch.cat([x_dst, gated], dim=-1))
         return out
 
     @override
-    def edge_update(self, query_i: Tensor, key_j: Tensor, index: Tensor, size_i: int | None) -> Tensor:
-        alpha: Tensor = softmax((query_i * key_j).sum(dim=-1), index, num_nodes=size_i)
+    def edge_update(
+        self, query_i: Tensor, key_j: Tensor, log_norm: Tensor | None, index: Tensor, size_i: int | None
+    ) -> Tensor:
+        logit = (query_i * key_j).sum(dim=-1)
+        if log_norm is not None:
+            logit = logit + log_norm.unsqueeze(-1)
+        alpha: Tensor = softmax(logit, index, num_nodes=size_i)
         return alpha
 
     @override

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from itertools import pairwise
+from typing import Any
 
 from torch import Tensor, nn
 from torch_geometric.nn import GATConv
+from torch_geometric.utils import softmax
 from typing_extensions import override
 
 from lightning_gnnopt.models.base import SampledGNN
@@ -14,7 +16,8 @@ from lightning_gnnopt.models.base import SampledGNN
 class GAT(SampledGNN):
     """Graph attention network (Velickovic et al.: Graph Attention Networks, ICLR 2018).
 
-    Hidden layers concatenate their heads, the last layer averages them.
+    Hidden layers concatenate their heads, the last layer averages them. An edge that stands for ``w`` edges of the full
+    graph (`edge_norm`) counts ``w`` times in the softmax.
 
     Args:
         in_channels: Number of features per node.
@@ -61,8 +64,40 @@ class GAT(SampledGNN):
         for layer, (i, o) in enumerate(pairwise(self.channels)):
             last = layer == num_layers - 1
             width = o if last else o // heads
-            self.convs.append(GATConv(i, width, heads=heads, concat=not last, dropout=attention_dropout))
+            self.convs.append(_AttentionLayer(i, width, heads=heads, concat=not last, dropout=attention_dropout))
 
     @override
     def activate(self, x: Tensor) -> Tensor:
         return nn.functional.elu(x)
+
+
+class _AttentionLayer(GATConv):
+    """PyG's layer, whose softmax counts each edge as often as it stands for an edge of the full graph."""
+
+    def __init__(self, in_channels: int, out_channels: int, **kwargs: Any) -> None:
+        # Edge features without parameters for them: `forward` only brings them into the order of the edges it attends
+        # over. The self loops it adds stand for themselves, and log(1) is 0.
+        super().__init__(in_channels, out_channels, fill_value=0.0, **kwargs)
+
+    @override
+    def forward(
+        self, x: Tensor | tuple[Tensor, Tensor], edge_index: Tensor, *, edge_norm: Tensor | None = None
+    ) -> Tensor:
+        out: Tensor = super().forward(x, edge_index, None if edge_norm is None else edge_norm.log())
+        return out
+
+    @override
+    def edge_update(
+        self,
+        alpha_j: Tensor,
+        alpha_i: Tensor,
+        edge_attr: Tensor | None,
+        index: Tensor,
+        ptr: Tensor | None,
+        dim_size: int | None,
+    ) -> Tensor:
+        logit = nn.functional.leaky_relu(alpha_i + alpha_j, self.negative_slope)
+        if edge_attr is not None:
+            logit = logit + edge_attr.unsqueeze(-1)
+        alpha = softmax(logit, index, ptr, dim_size)
+        return nn.functional.dropout(alpha, self.dropout, self.training)

@@ -49,24 +49,36 @@ class GCN(SampledGNN):
         self.convs = nn.ModuleList(GCNConv(i, o, normalize=False) for i, o in pairwise(self.channels))
 
     @override
-    def convolve(self, layer: int, x: Tensor, edge_index: Tensor, num_targets: int, in_degree: Tensor | None) -> Tensor:
+    def convolve(
+        self,
+        layer: int,
+        x: Tensor,
+        edge_index: Tensor,
+        num_targets: int,
+        in_degree: Tensor | None,
+        edge_norm: Tensor | None,
+    ) -> Tensor:
         assert in_degree is not None  # the base counts the edges where the batch brings no degrees
-        edge_index, weight = symmetric_weights(edge_index, in_degree[: x.size(0)], num_targets)
+        edge_index, weight = symmetric_weights(edge_index, in_degree[: x.size(0)], num_targets, edge_norm)
         out: Tensor = self.convs[layer](x, edge_index, weight.to(x.dtype))
         return out[:num_targets]
 
 
-def symmetric_weights(edge_index: Tensor, in_degree: Tensor, num_targets: int) -> tuple[Tensor, Tensor]:
+def symmetric_weights(
+    edge_index: Tensor, in_degree: Tensor, num_targets: int, edge_norm: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
     """Weight edges by ``1 / sqrt((d_source + 1) * (d_target + 1))`` and give every target one self loop.
 
     A target with ``d`` in-edges in the full graph, of which ``s`` are in `edge_index`, has its neighbours' weights
-    multiplied by ``d / s``: if the ``s`` are a uniform sample, the expected neighbour sum is the full one.
+    multiplied by ``d / s``: if the ``s`` are a uniform sample, the expected neighbour sum is the full one. Where the
+    sampler says how many edges each one stands for (`edge_norm`), that takes the place of ``d / s``.
     Self loops that `edge_index` brings get weight 0, as the one added instead already counts.
 
     Args:
         edge_index: Long tensor of shape ``(2, E)``, source above destination.
         in_degree: Shape ``(N,)``, in-degrees ``d`` in the full graph, self loops not counted.
         num_targets: Number of nodes, the first of the ``N``, that receive messages.
+        edge_norm: Shape ``(E,)``: with it, the sum over the sampled edges estimates that over all.
 
     Returns:
         The edges followed by the self loops, long of shape ``(2, E + num_targets)``, and their weights, float64 if
@@ -83,12 +95,14 @@ def symmetric_weights(edge_index: Tensor, in_degree: Tensor, num_targets: int) -
         tensor([1.1547, 0.3333])
     """
     source, target = edge_index
-    num_sampled = count_in_edges(edge_index, in_degree.size(0))
     degree = in_degree if in_degree.is_floating_point() else in_degree.float()
     inv_sqrt = (degree + 1).rsqrt()
-    # Nodes without sampled in-edges have no edge to weight; the clamp only keeps the division finite.
-    at_target = inv_sqrt * (degree / num_sampled.clamp(min=1))
-    weight = inv_sqrt[source] * at_target[target] * (source != target)
+    if edge_norm is None:
+        # Nodes without sampled in-edges have no edge to weight; the clamp only keeps the division finite.
+        stands_for = (degree / count_in_edges(edge_index, in_degree.size(0)).clamp(min=1))[target]
+    else:
+        stands_for = edge_norm.to(degree.dtype)
+    weight = inv_sqrt[source] * inv_sqrt[target] * stands_for * (source != target)
     loops = torch.arange(num_targets, device=edge_index.device).expand(2, -1)
     loop_weight = (degree[:num_targets] + 1).reciprocal()
     return torch.cat([edge_index, loops], dim=1), torch.cat([weight, loop_weight])

@@ -47,10 +47,18 @@ class GGNN(SampledGNN):
         self.convs = nn.ModuleList(_GatedLayer(hidden_channels, num_layers=1) for _ in range(num_layers))
 
     @override
-    def convolve(self, layer: int, x: Tensor, edge_index: Tensor, num_targets: int, in_degree: Tensor | None) -> Tensor:
+    def convolve(
+        self,
+        layer: int,
+        x: Tensor,
+        edge_index: Tensor,
+        num_targets: int,
+        in_degree: Tensor | None,
+        edge_norm: Tensor | None,
+    ) -> Tensor:
         if layer == 0:
             x = self.lin_in(x)
-        x = self.convs[layer](x, edge_index, num_targets)
+        x = self.convs[layer](x, edge_index, num_targets, edge_norm)
         return self.lin_out(x) if layer == self.num_layers - 1 else x
 
     @override
@@ -62,8 +70,8 @@ class _GatedLayer(GatedGraphConv):
     """PyG's layer, with the GRU (most of its cost) run for the first `num_targets` nodes only."""
 
     @override
-    def forward(self, x: Tensor, edge_index: Tensor, num_targets: int) -> Tensor:
+    def forward(self, x: Tensor, edge_index: Tensor, num_targets: int, edge_norm: Tensor | None) -> Tensor:
         size = (x.size(0), num_targets)
-        messages = self.propagate(edge_index, x=x @ self.weight[0], edge_weight=None, size=size)
+        messages = self.propagate(edge_index, x=x @ self.weight[0], edge_weight=edge_norm, size=size)
         out: Tensor = self.rnn(messages, x[:num_targets])
         return out

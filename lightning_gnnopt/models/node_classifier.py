@@ -11,14 +11,14 @@ from lightning import LightningModule
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import ReduceLROnPlateau
-from torchmetrics import Metric, MetricCollection
-from torchmetrics.classification import MulticlassAccuracy, MultilabelAccuracy, MultilabelF1Score
+from torchmetrics import MetricCollection
 from typing_extensions import override
 
 from lightning_gnnopt._names import unknown_name
 from lightning_gnnopt.models.base import check_hops
 from lightning_gnnopt.models.optim import OPTIMIZERS, SCHEDULERS, make_factory, to_plain
 from lightning_gnnopt.models.registry import build_model, model_options
+from lightning_gnnopt.models.scoring import make_metrics, scored_rows
 
 _HOP_COUNTS = ("num_sampled_nodes_per_hop", "num_sampled_edges_per_hop")
 
@@ -28,8 +28,12 @@ class NodeClassifier(LightningModule):
 
     A batch looks like ``NeighborLoader``'s: the first `batch_size` rows are the seeds. A batch without a
     `batch_size`, such as a whole graph from ``DataLoader([data])``, is scored on its `train_mask`, `val_mask` or
-    `test_mask`. Per-hop counts and in-degrees reach the network if its ``forward`` has arguments for them. If the
-    DataModule's `eval_mode` is ``"layerwise"``, evaluation reads the outputs that it computed layer by layer.
+    `test_mask`. Per-hop counts, in-degrees and `edge_norm` reach the network if its ``forward`` has arguments for them.
+    If the DataModule's `eval_mode` is ``"layerwise"``, evaluation reads the outputs that it computed layer by layer.
+
+    Where a batch has `node_norm`, the loss in training is ``sum(node_norm * loss) / sum(node_norm)`` over the nodes
+    that are scored: GraphSAINT's normalisation (Zeng et al., ICLR 2020) with the sum of the weights in the place of the
+    number of nodes, which it estimates. Metrics count all nodes alike, and evaluation weighs nothing.
 
     Logged: ``train/loss`` (each step), ``train/loss_epoch``, ``train/acc``, and ``val/loss``, ``val/acc``,
     ``test/loss``, ``test/acc`` per epoch. ``acc`` is the share of right nodes, with `multilabel` that of right labels;
@@ -117,10 +121,13 @@ class NodeClassifier(LightningModule):
         accepted = inspect.signature(net.forward).parameters
         self._takes_hop_counts = all(name in accepted for name in _HOP_COUNTS)
         self._takes_in_degree = "in_degree" in accepted
+        self._takes_edge_norm = "edge_norm" in accepted
 
-        self.criterion = nn.BCEWithLogitsLoss() if multilabel else nn.CrossEntropyLoss()
+        criterion = nn.BCEWithLogitsLoss if multilabel else nn.CrossEntropyLoss
+        self.criterion = criterion()
+        self._criterion_by_node = criterion(reduction="none")
         self.train_metrics, self.val_metrics, self.test_metrics = (
-            MetricCollection(_metrics(num_classes, multilabel), prefix=f"{stage}/", compute_groups=False)
+            MetricCollection(make_metrics(num_classes, multilabel), prefix=f"{stage}/", compute_groups=False)
             for stage in ("train", "val", "test")
         )
         self._schedule = {}
@@ -130,7 +137,7 @@ class NodeClassifier(LightningModule):
         self._make_optimizer = make_factory("optimizer", optimizer, OPTIMIZERS)
         self._make_scheduler = None if scheduler is None else make_factory("scheduler", scheduler, SCHEDULERS)
         self._layerwise: Any = None
-        self._warned = False
+        self._warned: set[str] = set()
 
     @property
     def num_layers(self) -> int | None:
@@ -164,13 +171,21 @@ class NodeClassifier(LightningModule):
             kwargs.update(zip(_HOP_COUNTS, counts, strict=True))
         if self._takes_in_degree and "in_degree" in batch:
             kwargs["in_degree"] = batch.in_degree
-        elif self.needs_in_degree and sampled and not self._warned:
-            self._warned = True
-            rank_zero_warn(
+        elif self.needs_in_degree and sampled:
+            self._warn_once(
                 f"{type(self.net).__name__} normalises by degrees of the full graph, but the batch has no `in_degree`:"
                 " degrees are counted in the batch, where sampled nodes lack in-edges, and the outputs are off."
                 " HINT: load with `GraphDataModule`, or set `data.in_degree` before sampling."
             )
+        if "edge_norm" in batch:
+            if self._takes_edge_norm:
+                kwargs["edge_norm"] = batch.edge_norm
+            else:
+                self._warn_once(
+                    f"The batch's `edge_norm` is not used by {type(self.net).__name__}, whose `forward` has no such"
+                    " argument: in-edges were drawn with unequal chances, and what it aggregates from them is biased."
+                    " HINT: multiply messages by it, as this package's networks do, or use another sampler."
+                )
         out: Tensor = self.net(x, batch.edge_index, **kwargs)
         return out[: int(batch["batch_size"])] if sampled else out
 
@@ -236,17 +251,31 @@ class NodeClassifier(LightningModule):
             self._layerwise = datamodule.layerwise_outputs(self.net, stage)
 
     def _step(self, batch: Any, stage: str, metrics: MetricCollection) -> tuple[Tensor, int]:
-        rows = _scored_rows(batch, stage)
+        rows = scored_rows(batch, stage)
         logits, y = self._logits(batch, rows, use_layerwise=stage != "train"), batch.y[rows]
+        node_norm = batch.node_norm[rows] if stage == "train" and "node_norm" in batch else None
         if self.multilabel:
-            loss = self.criterion(logits, y.to(logits.dtype))
+            loss = self._loss(logits, y.to(logits.dtype), node_norm)
             metrics.update(logits > 0, y.long())
         else:
             y = y.flatten().long()  # OGB keeps its labels as (N, 1)
-            loss = self.criterion(logits, y)
+            loss = self._loss(logits, y, node_norm)
             metrics.update(logits.argmax(dim=-1), y)
         self.log_dict(metrics, on_step=False, on_epoch=True, prog_bar=stage != "train", batch_size=logits.size(0))
         return loss, logits.size(0)
+
+    def _loss(self, logits: Tensor, y: Tensor, node_norm: Tensor | None) -> Tensor:
+        loss: Tensor
+        if node_norm is None:
+            loss = self.criterion(logits, y)
+            return loss
+        loss = self._criterion_by_node(logits, y).view(len(y), -1).mean(dim=-1)  # a mean over a node's labels
+        return (node_norm * loss).sum() / node_norm.sum()
+
+    def _warn_once(self, message: str) -> None:
+        if message not in self._warned:
+            self._warned.add(message)
+            rank_zero_warn(message)
 
     def _logits(self, batch: Any, rows: slice | Tensor, *, use_layerwise: bool = True) -> Tensor:
         # Only a batch of seeds alone relies on them; any other comes from a loader that is not the DataModule's.
@@ -270,29 +299,3 @@ class NodeClassifier(LightningModule):
             )
         # Features may be stored in half precision, and Lightning's "*-true" precisions leave a `Data` in float32.
         return x.to(self.dtype)
-
-
-def _scored_rows(batch: Any, stage: str) -> slice | Tensor:
-    """Find the rows that count: the seeds, or those of the stage's mask.
-
-    ``in`` looks for a stored attribute: a ``Batch`` of full graphs has a *property* `batch_size`, its number of graphs.
-    """
-    if "batch_size" in batch:
-        return slice(int(batch["batch_size"]))
-    if f"{stage}_mask" not in batch:
-        raise ValueError(
-            f"A batch must have `batch_size` (sampled, seeds first) or `{stage}_mask` (a full graph), but has only"
-            f" {sorted(batch.keys())}. HINT: add the mask to the `Data`, or use a sampled loader."
-        )
-    mask: Tensor = batch[f"{stage}_mask"]
-    return mask
-
-
-def _metrics(num_classes: int, multilabel: bool) -> dict[str, Metric | MetricCollection]:
-    # Validation of the inputs would wait for the device in every step; the DataModule has checked the labels.
-    if multilabel:
-        return {
-            "acc": MultilabelAccuracy(num_classes, average="micro", validate_args=False),
-            "f1": MultilabelF1Score(num_classes, average="micro", validate_args=False),
-        }
-    return {"acc": MulticlassAccuracy(num_classes, average="micro", validate_args=False)}

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from itertools import pairwise
 
-from torch import nn
+from torch import Tensor, nn
 from torch_geometric.nn import SAGEConv
+from typing_extensions import override
 
 from lightning_gnnopt.models.base import SampledGNN
+from lightning_gnnopt.models.edge_weights import weights_of_mean
 
 
 class GraphSAGE(SampledGNN):
@@ -40,4 +42,24 @@ class GraphSAGE(SampledGNN):
         norm: str | None = None,
     ) -> None:
         super().__init__(in_channels, hidden_channels, out_channels, num_layers, dropout=dropout, norm=norm)
-        self.convs = nn.ModuleList(SAGEConv(i, o, aggr="mean") for i, o in pairwise(self.channels))
+        self.convs = nn.ModuleList(_MeanLayer(i, o, aggr="mean") for i, o in pairwise(self.channels))
+
+
+class _MeanLayer(SAGEConv):
+    """PyG's layer, whose mean is a weighted one where the sampled edges have weights."""
+
+    @override
+    def forward(
+        self, x: Tensor | tuple[Tensor, Tensor], edge_index: Tensor, *, edge_norm: Tensor | None = None
+    ) -> Tensor:
+        source, target = (x, x) if isinstance(x, Tensor) else x
+        weight = None if edge_norm is None else weights_of_mean(edge_norm, edge_index[1], target.size(0))
+        size = (source.size(0), target.size(0))
+        # propagate_type: (x: tuple[Tensor, Tensor], weight: Tensor | None)
+        mean = self.propagate(edge_index, x=(source, target), weight=weight, size=size)
+        out: Tensor = self.lin_l(mean) + self.lin_r(target)
+        return out
+
+    @override
+    def message(self, x_j: Tensor, weight: Tensor | None) -> Tensor:
+        return x_j if weight is None else weight.unsqueeze(-1) * x_j

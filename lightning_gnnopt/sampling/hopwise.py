@@ -62,7 +62,7 @@ class HopwiseSampler(NodeSampler):
         self.disjoint = disjoint
         self.subgraph_type = subgraph_type
         self._in_place = topology.indices.dtype == np.int32
-        self._room = (0, 0)  # nodes and edges that the last batch made room for
+        self._room = (0, 0)  # nodes and edges to make room for: somewhat more than any batch so far asked for
         # A disjoint batch numbers (tree, node) pairs: too many for a dense table.
         self._tables = TablePool(topology.num_nodes, dense_limit_bytes=0 if disjoint else dense_limit_bytes)
 
@@ -124,7 +124,8 @@ class HopwiseSampler(NodeSampler):
                 num_edges.append(drawn)
                 if norm is not None:
                     norms.append(norm)
-            self._room = (n_id.asked, max(row.asked, positions.asked))
+            asked = (n_id.asked, max(row.asked, positions.asked))
+            self._room = (max(node_room, asked[0] * 9 // 8), max(edge_room, asked[1] * 9 // 8))
             trees = np.concatenate(batch)
             if self.subgraph_type == "induced":
                 nodes = n_id.finish()

@@ -162,6 +162,48 @@ def test_needs_edge_ids_finds_attributes_of_edges() -> None:
     assert BatchBuilder.needs_edge_ids(make_data().update({"years": torch.zeros(E)}))
 
 
+NORMS = {
+    "edge_norm": np.array([0.5, 2.0], np.float32),
+    "node_norm": np.array([1.0, 2.0, 3.0], np.float32),
+    "batch": np.array([0, 1, 0], np.int32),
+}
+
+
+def normed(names: list[str]) -> Subgraph:
+    ends, local = np.array([4, 9, 7]), np.array([2, 2])
+    given = {name: NORMS[name] for name in names}
+    return Subgraph(ends, local, np.array([0, 1]), np.array([0, 1]), None, None, 2, **given)
+
+
+@pytest.mark.parametrize("names", [[], ["edge_norm"], ["node_norm"], ["batch"], [*NORMS]])
+def test_what_else_the_sampler_says_comes_along(names: list[str]) -> None:
+    data = make_data()
+    batch = BatchBuilder(data, make_topology(data)).build(normed(names), np.array([0, 1]))
+    assert {name for name in NORMS if name in batch} == set(names)
+    for name in names:
+        assert batch[name].tolist() == NORMS[name].tolist()
+        assert batch[name].dtype == (torch.int64 if name == "batch" else torch.float32)
+    assert (batch.batch_size, batch.num_nodes) == (2, 3)
+    assert not {"num_sampled_nodes", "num_sampled_edges"} & set(batch.keys())
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("edge_norm", torch.rand(E)), ("node_norm", torch.rand(N)), ("batch", torch.zeros(N)), ("batch", "a word")],
+)
+def test_an_attribute_by_the_name_of_what_the_sampler_says_is_refused(name: str, value: object) -> None:
+    data = make_data().update({name: value})
+    builder = BatchBuilder(data, make_topology(data))
+    message = (
+        f"`{name}` of a batch is what the sampler says, but the graph has an attribute of that name too."
+        f" HINT: rename `data.{name}`, or delete it."
+    )
+    with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
+        builder.build(normed([*NORMS]), np.array([0, 1]))
+    kept = builder.build(normed([]), np.array([0, 1]))[name]  # the graph's own, as any other
+    assert kept == value if isinstance(value, str) else len(kept) in (2, 3)
+
+
 def test_it_travels_to_another_process() -> None:
     data = make_rich_data()
     topology = make_topology(data)

@@ -354,7 +354,7 @@ def no_node(stage: str) -> Data:
         (
             make_data(),
             {"sampler": "nieghbor"},
-            "Unknown sampler 'nieghbor'. Did you mean 'neighbor'? Known: neighbor.",
+            "Unknown sampler 'nieghbor'. Did you mean 'neighbor'? Known: cluster, fastgcn, labor, ladies, neighbor,",
         ),
         (
             make_data(),
