@@ -65,7 +65,7 @@ class Scale:
     batches: int
 
 
-FULL, QUICK = Scale(nodes=2**21, rounds=9, batches=8), Scale(nodes=2**17, rounds=3, batches=2)
+FULL, QUICK = Scale(nodes=2**21, rounds=9, batches=8), Scale(nodes=2**17, rounds=2, batches=2)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -157,7 +157,12 @@ def measure(quick: bool) -> Measured:
     """
     scale = QUICK if quick else FULL
     figures, rows = _large_graph(scale)
-    for part in (_growth(scale), _every_sampler(scale), *(_real_graph(name, scale) for name in REAL_GRAPHS)):
+    for part in (
+        _threads(scale),
+        _growth(scale),
+        _every_sampler(scale),
+        *(_real_graph(name, scale) for name in REAL_GRAPHS),
+    ):
         figures += part[0]
         rows += part[1]
     return figures, rows
@@ -181,8 +186,6 @@ def _large_graph(scale: Scale) -> tuple[list[Figure], list[Mapping[str, Cell]]]:
         "weighted 15/10/5": our_side(weighted, seeds),
         "LABOR 15/10/5": our_side(LaborSampler(graph, DEEP), seeds),
     }
-    if (os.cpu_count() or 1) > 1:
-        sides["node-wise 15/10/5, 2 threads"] = our_side(sampler, seeds, threads=2)
     for name, sample in peers.items():
         for fanouts in (DEEP, WIDE, WIDER):
             sides[f"{name} {_label(fanouts)}"] = peer_side(sample, fanouts, seeds)
@@ -198,9 +201,6 @@ def _large_graph(scale: Scale) -> tuple[list[Figure], list[Mapping[str, Cell]]]:
         ),
         Figure.of_runs("LABOR's nodes over node-wise's, R-MAT", _node_ratio(runs), unit="x"),
     ]
-    if "node-wise 15/10/5, 2 threads" in rates:
-        speed_up = ratios(rates["node-wise 15/10/5, 2 threads"], deep)
-        figures.append(Figure.of_runs("two threads over one", speed_up, unit="x", reach=1.85, sense=">="))
     for name in peers:
         reach = {"torch-sparse": 40.0, "pyg-lib": 10.0}.get(name)
         for fanouts in (DEEP, WIDE, WIDER):
@@ -210,6 +210,40 @@ def _large_graph(scale: Scale) -> tuple[list[Figure], list[Mapping[str, Cell]]]:
     rows = _rows(f"R-MAT, {graph.num_nodes:,} nodes, {graph.num_edges:,} edges", runs)
     rows += [{"graph": "-", "side": name, "note": f"not measured: {why}"} for name, why in missing.items()]
     return figures, rows
+
+
+def _threads(scale: Scale) -> tuple[list[Figure], list[Mapping[str, Cell]]]:
+    """Compare two threads with one, sampling and only reading memory, over many batches."""
+    if (os.cpu_count() or 1) < 2:
+        return [], [{"graph": "-", "side": "two threads", "note": "not measured: there is one core"}]
+    graph = rmat(scale.nodes, 50)
+    seeds, sampler = SeedStream(graph, 8 * scale.batches), NeighborSampler(graph, DEEP)
+    reads = [RandomAccess(graph, 100_000, num_runs=2 * scale.batches, seed=seed) for seed in range(2)]
+    pool = ThreadPoolExecutor(2)
+
+    def read(threads: int) -> Run:
+        start = time.perf_counter()
+        rates = list((pool.map if threads == 2 else map)(partial(RandomAccess.edges_per_s, distance=256), reads))
+        return Run(batches=1, nodes=0, edges=len(rates), seconds=time.perf_counter() - start)
+
+    sides: dict[str, Side] = {
+        "1 thread": our_side(sampler, seeds),
+        "2 threads": our_side(sampler, seeds, threads=2),
+        "1 thread, bound": partial(read, 1),
+        "2 threads, bound": partial(read, 2),
+    }
+    runs = alternate(sides, rounds=scale.rounds)
+    rates = {name: [run.rate for run in of_side] for name, of_side in runs.items()}
+    return [
+        Figure.of_runs(
+            "two threads over one", ratios(rates["2 threads"], rates["1 thread"]), unit="x", reach=1.85, sense=">="
+        ),
+        Figure.of_runs(
+            "two threads over one, bound", ratios(rates["2 threads, bound"], rates["1 thread, bound"]), unit="x"
+        ),
+    ], _rows(
+        f"R-MAT, {graph.num_nodes:,} nodes, {graph.num_edges:,} edges", {k: runs[k] for k in ("1 thread", "2 threads")}
+    )
 
 
 def _growth(scale: Scale) -> tuple[list[Figure], list[Mapping[str, Cell]]]:

@@ -336,6 +336,15 @@ def test_a_batch_is_the_clusters_of_its_seeds_and_every_training_node_of_theirs(
     assert len({str(order) for order in orders}) > 2
 
 
+def test_clusters_are_those_of_the_training_nodes_wherever_these_stand() -> None:
+    data = make_data()
+    data.train_mask = torch.zeros(N, dtype=torch.bool).index_fill_(0, torch.tensor([58, 7, 41, 45]), True)
+    sampler = partial(ClusterSampler, parts=np.arange(N) // 10)
+    loader = GraphDataModule(data, sampler=sampler, eval_mode="layerwise", shuffle=False).train_dataloader()
+    assert [batch.n_id[: batch.batch_size].tolist() for batch in loader] == [[7], [41, 45], [58]]
+    assert [batch.num_nodes for batch in loader] == [10, 10, 10]
+
+
 @pytest.mark.parametrize("world_size", [2, 3])
 def test_processes_share_the_clusters(world_size: int) -> None:
     clusters, lengths = [], set()
