@@ -50,8 +50,9 @@ class GraphDataModule(L.LightningDataModule):
         data: The graph: homogeneous, with features ``x`` (dense or sparse) and ``edge_index``.
         num_neighbors: Fan-out of each hop, the seeds' own first; -1 takes all neighbours. One number per layer of the
             model. ``[15, 10]`` if neither this nor a built `sampler` says otherwise.
-        batch_size: Seeds per batch and process; of GraphSAINT's samplers, draws or walks. In training with a sampler
-            that groups its seeds, such as `ClusterSampler`, a batch is as many groups as the sampler says instead.
+        batch_size: Seeds per batch and process; of GraphSAINT's samplers, draws or walks, of which there are never more
+            in a batch than there are training nodes. In training with a sampler that groups its seeds, such as
+            `ClusterSampler`, a batch is as many groups as the sampler says instead.
         num_workers: Threads that prepare batches; 0 prepares each batch when it is asked for.
         prefetch_factor: Batches prepared ahead, per worker.
         sampler: Name of a sampler that takes `num_neighbors` or needs no argument, or a function that builds one from a

@@ -252,8 +252,9 @@ def test_a_function_may_take_weights_and_times_by_keyword() -> None:
     datamodule = GraphDataModule(
         timed_data(), sampler=times_by_keyword, time_attr="year", eval_num_neighbors=[4], num_classes=C
     )
-    assert datamodule.sampler.temporal
     assert datamodule.eval_sampler.num_neighbors == [4]
+    assert datamodule.sampler.temporal
+    assert datamodule.eval_sampler.temporal
 
 
 @pytest.mark.parametrize(
