@@ -68,6 +68,19 @@ class NodeSampler(BaseSampler):
         self._links = links = link_sampler_for(self, index.input_type, neg_sampling, self._links)
         return links.sample_from_edges(index, neg_sampling)
 
+    def refuse_time(self, time: object) -> None:
+        """Refuse times of seeds where nothing goes by them.
+
+        Raises:
+            ValueError: If there are times.
+        """
+        if time is not None:
+            raise ValueError(
+                "`time` was given to a sampler that draws from all times."
+                " HINT: make the sampler with `node_time` or `edge_time`, or leave out `time` (`input_time` of a"
+                " loader)."
+            )
+
     def check_seeds(self, seeds: Any) -> NDArray[np.integer]:
         """Take seeds as they come and refuse those that cannot be sampled.
 

@@ -95,7 +95,8 @@ class ClusterSampler(NodeSampler):
 
     @override
     def sample(self, seeds: NDArray[np.integer], key: SampleKey, *, time: NDArray[Any] | None = None) -> Subgraph:
-        self.check_seeds(seeds)
+        self.refuse_time(time)
+        seeds = self.check_seeds(seeds)
         clusters = np.unique(self.seed_groups[seeds])
         count = int((self._starts[clusters + 1] - self._starts[clusters]).sum())
         members: NDArray[np.integer] = np.empty(count, self._members.dtype)

@@ -77,12 +77,8 @@ class HopwiseSampler(NodeSampler):
     @override
     def sample(self, seeds: NDArray[np.integer], key: SampleKey, *, time: NDArray[Any] | None = None) -> Subgraph:
         seeds = self.check_seeds(seeds)
-        if not self.temporal and time is not None:
-            raise ValueError(
-                "`time` was given to a sampler that draws from all times."
-                " HINT: make the sampler with `node_time` or `edge_time`, or leave out `time` (`input_time` of a"
-                " loader)."
-            )
+        if not self.temporal:
+            self.refuse_time(time)
         graph, word = self.topology, key.fold()
         node_room, edge_room = self._room
         n_id = Buffer(graph.indices.dtype, node_room)

@@ -55,7 +55,8 @@ class SaintSampler(NodeSampler):
 
     @override
     def sample(self, seeds: NDArray[np.integer], key: SampleKey, *, time: NDArray[Any] | None = None) -> Subgraph:
-        self.check_seeds(seeds)
+        self.refuse_time(time)
+        seeds = self.check_seeds(seeds)
         drawn = self._draw_nodes(seeds, key.fold())
         with self._tables.borrow() as table:
             table.start(drawn[:0])

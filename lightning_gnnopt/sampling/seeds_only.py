@@ -30,6 +30,7 @@ class SeedsOnlySampler(NodeSampler):
 
     @override
     def sample(self, seeds: NDArray[np.integer], key: SampleKey, *, time: NDArray[Any] | None = None) -> Subgraph:
+        self.refuse_time(time)
         seeds = self.check_seeds(seeds)
         none = np.empty(0, np.int32)
         return Subgraph(

@@ -3,13 +3,24 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
-from lightning_gnnopt.sampling import NeighborSampler, NodeSampler, SampleKey, SeedsOnlySampler, Topology
+from lightning_gnnopt.sampling import (
+    ClusterSampler,
+    NeighborSampler,
+    NodeSampler,
+    SaintEdgeSampler,
+    SaintNodeSampler,
+    SampleKey,
+    SeedsOnlySampler,
+    Topology,
+)
 from lightning_gnnopt.sampling.checks import checked_seeds, first_decrease, first_outside, id_range
 
 from .reference import random_graph, star
@@ -98,3 +109,20 @@ def test_the_passes_that_checks_rest_on() -> None:
         -1,
         2,
     ]
+
+
+@pytest.mark.parametrize(
+    "sampler_type", [SeedsOnlySampler, SaintNodeSampler, SaintEdgeSampler, partial(ClusterSampler, num_parts=2)]
+)
+def test_times_are_refused_where_nothing_goes_by_them(sampler_type: Callable[[Topology], NodeSampler]) -> None:
+    graph = Topology.from_edge_index(torch.tensor([[0, 1, 2], [1, 2, 0]]), 3)
+    with pytest.raises(ValueError, match="`time` was given to a sampler that draws from all times"):
+        sampler_type(graph).sample(np.array([0]), SampleKey(0), time=np.array([5]))
+
+
+def test_subgraph_samplers_take_seeds_as_tensors_and_lists() -> None:
+    graph = Topology.from_edge_index(random_graph(N, 200), N)
+    for sampler in (ClusterSampler(graph, 4), SaintNodeSampler(graph), SaintEdgeSampler(graph)):
+        expected = sampler.sample(np.array([3, 5]), SampleKey(1)).n_id.tolist()
+        for seeds in (torch.tensor([3, 5]), [3, 5]):
+            assert sampler.sample(seeds, SampleKey(1)).n_id.tolist() == expected
