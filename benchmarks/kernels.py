@@ -91,23 +91,35 @@ def _draws(graph: Topology) -> dict[str, Callable[[Hop], Any]]:
     def shipped(hop: Hop) -> None:
         draw_uniform(graph.indptr, hop.frontier, FANOUT, False, hop.key, colptr, room)
 
-    def variant(ahead: int, mask: bool, two_per_word: bool) -> Callable[[Hop], Any]:
-        return lambda hop: _draw(graph.indptr, hop.frontier, FANOUT, hop.key, room, ahead, mask, two_per_word)
+    def variant(ahead: int, mask: bool, two_per_word: bool, *, own_stream: bool = False) -> Callable[[Hop], Any]:
+        how = (ahead, mask, two_per_word, own_stream)
+        return lambda hop: _draw(graph.indptr, hop.frontier, FANOUT, hop.key, room, *how)
 
     return {
         "as shipped": shipped,
-        "rewritten here, nothing taken away": variant(16, True, True),
+        "rewritten here, nothing taken away": variant(64, True, True),
         "without prefetch": variant(0, True, True),
+        "prefetch 16 nodes ahead": variant(16, True, True),
         "prefetch 256 nodes ahead": variant(256, True, True),
-        "looking back at every draw": variant(16, False, True),
-        "a random word for each draw": variant(16, True, False),
+        "looking back at every draw": variant(64, False, True),
+        "a random word for each draw": variant(64, True, False),
+        "a stream for each node": variant(64, True, True, own_stream=True),
     }
 
 
 @njit(nogil=True, cache=True)
 def _draw(
-    indptr: Any, frontier: Any, fanout: int, key: Any, positions: Any, ahead: int, mask: bool, two_per_word: bool
+    indptr: Any,
+    frontier: Any,
+    fanout: int,
+    key: Any,
+    positions: Any,
+    ahead: int,
+    mask: bool,
+    two_per_word: bool,
+    own_stream: bool,
 ) -> Any:
+    words = np.uint64((fanout + 1) // 2 if two_per_word else fanout)
     n, limit, at = np.uint64(len(frontier)), np.uint64(fanout), np.uint64(0)
     for i in range(n):
         if ahead > 0 and i + np.uint64(ahead) < n:
@@ -121,7 +133,7 @@ def _draw(
                 positions[at + k] = first + k
             at += degree
             continue
-        state = mix64(key ^ i)
+        state = mix64(key ^ i) if own_stream else key + i * words * GOLDEN
         seen = word = np.uint64(0)
         for k in range(limit):
             j = degree - limit + k

@@ -175,15 +175,15 @@ def _large_graph(scale: Scale) -> tuple[list[Figure], list[Mapping[str, Cell]]]:
     sampler = NeighborSampler(graph, DEEP)
     edges_per_batch = our_side(sampler, seeds)().edges // scale.batches
     access = RandomAccess(graph, edges_per_batch, num_runs=scale.batches)
-    weights = np.random.default_rng(0).random(graph.num_edges, dtype=np.float32)
-    weighted = NeighborSampler(_with_edge_ids(graph), DEEP, edge_weight=weights)
+    generator = np.random.default_rng(0)
     sides: dict[str, Side] = {
         "node-wise 15/10/5": our_side(sampler, seeds),
         BOUND: bound_side(access, RandomAccess.best),
         PLAIN_BOUND: bound_side(access, partial(RandomAccess.edges_per_s, distance=0)),
         "node-wise 10/10": our_side(NeighborSampler(graph, WIDE), seeds),
         "node-wise 25/10": our_side(NeighborSampler(graph, WIDER), seeds),
-        "weighted 15/10/5": our_side(weighted, seeds),
+        "weighted 15/10/5": our_side(_weighted(graph, generator.random(graph.num_edges)), seeds),
+        "weighted (lognormal) 15/10/5": our_side(_weighted(graph, generator.lognormal(0, 2, graph.num_edges)), seeds),
         "LABOR 15/10/5": our_side(LaborSampler(graph, DEEP), seeds),
     }
     for name, sample in peers.items():
@@ -198,6 +198,9 @@ def _large_graph(scale: Scale) -> tuple[list[Figure], list[Mapping[str, Cell]]]:
         Figure.of_runs("node-wise over the bound without prefetch", ratios(deep, rates[PLAIN_BOUND]), unit="x"),
         Figure.of_runs(
             "uniform over weighted", ratios(deep, rates["weighted 15/10/5"]), unit="x", reach=3.0, sense="<="
+        ),
+        Figure.of_runs(
+            "uniform over weighted, lognormal", ratios(deep, rates["weighted (lognormal) 15/10/5"]), unit="x"
         ),
         Figure.of_runs("LABOR's nodes over node-wise's, R-MAT", _node_ratio(runs), unit="x"),
     ]
@@ -217,8 +220,9 @@ def _threads(scale: Scale) -> tuple[list[Figure], list[Mapping[str, Cell]]]:
     if (os.cpu_count() or 1) < 2:
         return [], [{"graph": "-", "side": "two threads", "note": "not measured: there is one core"}]
     graph = rmat(scale.nodes, 50)
-    seeds, sampler = SeedStream(graph, 8 * scale.batches), NeighborSampler(graph, DEEP)
-    reads = [RandomAccess(graph, 100_000, num_runs=2 * scale.batches, seed=seed) for seed in range(2)]
+    # Runs of a second: two threads that wake on one core stay there for some tens of milliseconds.
+    seeds, sampler = SeedStream(graph, 64 * scale.batches), NeighborSampler(graph, DEEP)
+    reads = [RandomAccess(graph, 250_000, num_runs=64 * scale.batches, seed=seed) for seed in range(2)]
     pool = ThreadPoolExecutor(2)
 
     def read(threads: int) -> Run:
@@ -269,7 +273,7 @@ def _every_sampler(scale: Scale) -> tuple[list[Figure], list[Mapping[str, Cell]]
         "with replacement 15/10/5": NeighborSampler(graph, DEEP, replace=True),
         "disjoint 15/10": NeighborSampler(graph, (15, 10), disjoint=True),
         "induced 15/10": NeighborSampler(graph, (15, 10), subgraph_type="induced"),
-        "weighted 15/10/5": NeighborSampler(graph, DEEP, edge_weight=np.random.default_rng(0).random(graph.num_edges)),
+        "weighted 15/10/5": _weighted(graph, np.random.default_rng(0).random(graph.num_edges)),
         "temporal uniform 15/10": NeighborSampler(graph, (15, 10), disjoint=True, node_time=times),
         "temporal last 15/10": NeighborSampler(
             graph, (15, 10), disjoint=True, node_time=times, temporal_strategy="last"
@@ -329,6 +333,10 @@ def rmat(num_nodes: int, avg_degree: float) -> Topology:
     """Make an R-MAT graph with ``num_nodes * avg_degree`` directed edges."""
     data = load_dataset("rmat", num_nodes=num_nodes, avg_degree=avg_degree, num_features=1, num_classes=2)
     return Topology.from_edge_index(data.edge_index, num_nodes)
+
+
+def _weighted(graph: Topology, weight: NDArray[np.float64]) -> NeighborSampler:
+    return NeighborSampler(_with_edge_ids(graph), DEEP, edge_weight=weight.astype(np.float32))
 
 
 def _with_edge_ids(graph: Topology) -> Topology:

@@ -73,4 +73,6 @@ def build_alias_tables(indptr: NDArray[np.int64], weight: NDArray[np.floating], 
 def place_of(table: NDArray[np.uint64], first: np.uint64, column: np.uint64, word: np.uint64) -> np.uint64:
     """Take a column of the row's alias table, or its alias, by the lower half of the word that chose the column."""
     entry = table[first + column]
-    return column if (word & LOW_32) < (entry >> _32) else entry & LOW_32
+    own, alias = np.uint64((word & LOW_32) < (entry >> _32)), entry & LOW_32
+    place: np.uint64 = alias + (column - alias) * own  # no branch: it would be guessed wrong
+    return place

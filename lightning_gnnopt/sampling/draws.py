@@ -104,14 +104,22 @@ class UniformDraw(Draw):
         time: NDArray[np.number] | None,
     ) -> tuple[NDArray[np.int64], None]:
         indptr = self.topology.indptr
-        colptr = np.empty(len(frontier) + 1, np.int64)
-        room = len(frontier) * size
-        if size < 0 or room > _MAX_ROOM:
-            count_drawn(indptr, frontier, size, self.replace, colptr)
-            room = int(colptr[-1])
+        room, colptr = room_for(indptr, frontier, size, self.replace)
         out = positions.tail(room)
         positions.push(int(draw_uniform(indptr, frontier, size, self.replace, key, colptr, out)))
         return colptr, None
+
+
+def room_for(
+    indptr: NDArray[np.int64], frontier: NDArray[np.integer], fanout: int, replace: bool
+) -> tuple[int, NDArray[np.int64]]:
+    """Return how many positions to make room for in a hop, and an array for its ``colptr``."""
+    colptr = np.empty(len(frontier) + 1, np.int64)
+    room = len(frontier) * fanout
+    if fanout < 0 or room > _MAX_ROOM:
+        count_drawn(indptr, frontier, fanout, replace, colptr)
+        room = int(colptr[-1])
+    return room, colptr
 
 
 @njit(nogil=True, cache=True)
@@ -164,6 +172,7 @@ def draw_uniform(
     n = np.uint64(len(frontier))
     take_all = fanout < 0
     limit = np.uint64(fanout)
+    words = words_of(fanout, replace)
     at = np.uint64(0)
     colptr[0] = 0
     for i in range(n):
@@ -178,16 +187,23 @@ def draw_uniform(
                 positions[at + k] = first + k
             at += degree
         else:
-            state = mix64(key ^ i)
+            state = key + i * words * GOLDEN
             if replace:
                 for k in range(limit):
-                    draw, state = uniform_below(state, degree)
-                    positions[at + k] = first + draw
+                    state += GOLDEN
+                    word = mix64(state)
+                    positions[at + k] = first + bounded(word >> _32, degree, word)
             else:
                 draw_positions(degree, limit, first, state, at, positions)
             at += limit
         colptr[i + ONE] = at
     return at
+
+
+@njit(nogil=True, cache=True)
+def words_of(fanout: int, replace: bool) -> np.uint64:
+    """Length of a node's stretch of the stream of random words that serves a hop; node ``i`` has the stretch ``i``."""
+    return np.uint64(fanout) if replace else (np.uint64(fanout) + ONE) >> ONE  # two draws a word: see `_draw_few`
 
 
 @njit(nogil=True, cache=True)
@@ -205,14 +221,15 @@ def draw_positions(
         degree: Number of positions to choose from.
         count: Number of positions to choose.
         first: The first of them.
-        state: Start of the stream of random words.
+        state: Start of the node's stretch of the stream of random words.
         start: Where in `positions` to write.
         positions: Output.
     """
     if count <= _FLOYD_MAX or count * count <= degree + degree:
         _draw_few(degree, count, first, state, start, positions)
     else:
-        _draw_many(degree, count, first, state, start, positions)
+        # It takes more words than it has a stretch of the stream for.
+        _draw_many(degree, count, first, mix64(state), start, positions)
 
 
 @njit(nogil=True, cache=True)

@@ -19,7 +19,7 @@ AHEAD = 32
 EDGES_AHEAD = np.uint64(256)
 """The same for a kernel that only copies."""
 
-NODES_AHEAD = np.uint64(16)
+NODES_AHEAD = np.uint64(64)
 """The same for a kernel that draws all of a node's edges before it comes to the next node."""
 
 

@@ -10,11 +10,13 @@ from numpy.typing import NDArray
 from typing_extensions import override
 
 from lightning_gnnopt._names import unknown_name
-from lightning_gnnopt.sampling.draws import Draw, Drawn, draw_positions
+from lightning_gnnopt.sampling.draws import Draw, Drawn, draw_positions, words_of
 from lightning_gnnopt.sampling.kernels import gather
 from lightning_gnnopt.sampling.prefetch import AHEAD, prefetch
-from lightning_gnnopt.sampling.rng import mix64, uniform_below
+from lightning_gnnopt.sampling.rng import GOLDEN, bounded, mix64
 from lightning_gnnopt.sampling.topology import Topology
+
+_32 = np.uint64(32)
 
 TemporalStrategy = Literal["uniform", "last"]
 _TEMPORAL_STRATEGIES = ("uniform", "last")
@@ -213,17 +215,18 @@ def _draw_past(
     slots: NDArray[np.integer],
 ) -> None:
     """Draw from the first ``lengths[i]`` places of each node's row, into `slots` at the node's place in `colptr`."""
+    words = words_of(fanout, replace)
     for i in range(len(frontier)):
         first, length = indptr[frontier[i]], lengths[i]
+        state = key + np.uint64(i) * words * GOLDEN
         out = slots[colptr[i] : colptr[i + 1]]
         if fanout < 0 or last or (length <= fanout and not replace):
             for k in range(len(out)):
                 out[k] = first + length - len(out) + k
         elif replace:
-            state = mix64(key ^ np.uint64(i))
             for k in range(len(out)):
-                draw, state = uniform_below(state, np.uint64(length))
-                out[k] = first + np.int64(draw)
+                state += GOLDEN
+                word = mix64(state)
+                out[k] = first + np.int64(bounded(word >> _32, np.uint64(length), word))
         else:
-            state = mix64(key ^ np.uint64(i))
             draw_positions(np.uint64(length), np.uint64(fanout), np.uint64(first), state, np.uint64(colptr[i]), slots)

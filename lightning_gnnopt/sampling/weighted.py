@@ -11,15 +11,16 @@ from numpy.typing import NDArray
 from typing_extensions import override
 
 from lightning_gnnopt.sampling.alias import build_alias_tables, place_of
-from lightning_gnnopt.sampling.draws import Draw, Drawn, count_drawn
+from lightning_gnnopt.sampling.buffers import Buffer
+from lightning_gnnopt.sampling.draws import Draw, Drawn, room_for
 from lightning_gnnopt.sampling.kernels import gather
-from lightning_gnnopt.sampling.prefetch import prefetch
+from lightning_gnnopt.sampling.prefetch import NODES_AHEAD, prefetch
 from lightning_gnnopt.sampling.rng import GOLDEN, ONE, bounded, mix64
 from lightning_gnnopt.sampling.topology import Topology
 
-_11, _32, _63 = np.uint64(11), np.uint64(32), np.uint64(63)
+_8, _9, _11, _32, _63 = np.uint64(8), np.uint64(9), np.uint64(11), np.uint64(32), np.uint64(63)
 _LARGEST = np.finfo(np.float64).max
-_NODES_AHEAD = 16
+_NODES_AHEAD = 32
 
 
 class WeightedDraw(Draw):
@@ -80,11 +81,28 @@ class WeightedDraw(Draw):
     def __call__(
         self, frontier: NDArray[np.integer], size: int, key: np.uint64, *, time: NDArray[np.number] | None
     ) -> Drawn:
-        colptr = np.empty(len(frontier) + 1, np.int64)
-        count_drawn(self._indptr, frontier, size, self.replace, colptr)
-        slots = np.empty(colptr[-1], self.topology.position_dtype)
-        _draw_weighted(self._indptr, self._table, self._weight, frontier, size, self.replace, key, colptr, slots)
-        return Drawn(slots if self._kept is None else gather(self._kept, slots), colptr)
+        positions = Buffer(self.topology.position_dtype, 0)
+        colptr, _ = self.append(frontier, size, key, positions, time=time)
+        return Drawn(positions.finish(), colptr)
+
+    @override
+    def append(
+        self,
+        frontier: NDArray[np.integer],
+        size: int,
+        key: np.uint64,
+        positions: Buffer,
+        *,
+        time: NDArray[np.number] | None,
+    ) -> tuple[NDArray[np.int64], None]:
+        room, colptr = room_for(self._indptr, frontier, size, self.replace)
+        out = positions.tail(room)
+        graph = self._indptr, self._table, self._weight
+        num = int(_draw_weighted(*graph, frontier, size, self.replace, key, colptr, out))
+        if self._kept is not None:
+            gather(self._kept, out[:num], out=out[:num])
+        positions.push(num)
+        return colptr, None
 
 
 def _check_weights(edge_weight: NDArray[Any], num_edges: int) -> NDArray[np.floating]:
@@ -116,72 +134,82 @@ def _draw_weighted(
     key: np.uint64,
     colptr: NDArray[np.int64],
     slots: NDArray[np.integer],
-) -> None:
-    """Draw places of `weight` for each node, into `slots` at the node's place in `colptr`.
+) -> np.uint64:
+    """Draw places of `weight` for each node into `slots`, and write where those of each start and end to `colptr`.
 
     For some nodes ahead the first `fanout` words of each are drawn, and their places in the table asked for, before the
-    first of them is needed.
+    first of them is needed. One stream of words serves the hop; each node has a stretch of it.
+
+    Returns:
+        The number of places drawn.
     """
-    n, width = len(frontier), max(fanout, 0)
-    # The words and columns of _NODES_AHEAD nodes, one after the other, in a ring.
-    words, columns = np.empty(_NODES_AHEAD * width, np.uint64), np.empty(_NODES_AHEAD * width, np.uint64)
-    times, known = np.empty(width, np.float64), np.empty(width, np.int64)
-    for step in range(n + _NODES_AHEAD):
-        ring = np.uint64((step & (_NODES_AHEAD - 1)) * width)
-        if step >= _NODES_AHEAD:
-            i = step - _NODES_AHEAD
-            v = np.uint64(frontier[i])
-            first = np.uint64(indptr[v])
-            degree = indptr[v + ONE] - indptr[v]
-            start, end = colptr[i], colptr[i + 1]
-            if fanout < 0 or (degree <= fanout and not replace):
-                for k in range(np.uint64(end - start)):
-                    slots[np.uint64(start) + k] = first + k
+    n, ahead = np.uint64(len(frontier)), np.uint64(_NODES_AHEAD)
+    take_all, limit = fanout < 0, np.uint64(max(fanout, 0))
+    # What is known of the nodes ahead, one after the other, in a ring.
+    firsts, degrees = np.empty(ahead, np.uint64), np.empty(ahead, np.uint64)
+    lows, columns = np.empty(ahead * limit, np.uint32), np.empty(ahead * limit, np.uint32)
+    times, known = np.empty(limit, np.float64), np.empty(limit, np.int64)
+    at = np.uint64(0)
+    colptr[0] = 0
+    for step in range(n + ahead):
+        turn = step & (ahead - ONE)
+        ring = turn * limit
+        if step >= ahead:
+            i = step - ahead
+            first, degree = firsts[turn], degrees[turn]
+            if take_all or degree == 0 or (degree <= limit and not replace):
+                for k in range(degree):
+                    slots[at + k] = first + k
+                at += degree
             elif replace:
-                for k in range(np.uint64(end - start)):
-                    slots[np.uint64(start) + k] = first + place_of(table, first, columns[ring + k], words[ring + k])
+                for k in range(limit):
+                    place = place_of(table, first, np.uint64(columns[ring + k]), np.uint64(lows[ring + k]))
+                    slots[at + k] = first + place
+                at += limit
             else:
                 # Nearly the whole row is best taken in one pass, and looking back is quadratic in the fan-out.
-                few = 8 * degree > 9 * fanout and (fanout <= 32 or fanout * fanout <= 2 * degree)
+                few = _8 * degree > _9 * limit and (limit <= _32 or limit * limit <= degree + degree)
                 taken = seen = np.uint64(0)
-                for k in range(np.uint64(fanout) if few else taken):
-                    place = place_of(table, first, columns[ring + k], words[ring + k])
-                    bit = ONE << (
-                        place & _63
-                    )  # where it is not set, no place like this was taken: no need to look back
+                for k in range(limit if few else taken):
+                    place = place_of(table, first, np.uint64(columns[ring + k]), np.uint64(lows[ring + k]))
+                    bit = ONE << (place & _63)
                     again = False
-                    if seen & bit:
-                        for q in range(np.uint64(start), np.uint64(start) + taken):
-                            again |= np.uint64(slots[q]) == first + place
+                    if seen & bit:  # else no place with these low bits was taken: no need to look back
+                        for q in range(at, at + taken):
+                            if np.uint64(slots[q]) == first + place:
+                                again = True
+                                break
                     if not again:
                         seen |= bit
-                        slots[np.uint64(start) + taken] = first + place
+                        slots[at + taken] = first + place
                         taken += ONE
-                if taken < np.uint64(fanout):
-                    state = mix64(key ^ np.uint64(i))
-                    found = np.int64(taken)
+                if taken < limit:
+                    out, found, state = slots[at : at + limit], np.int64(taken), mix64(key ^ i)
                     if few:
-                        found = _draw_on(table, np.int64(first), degree, state, found, slots[start:end])
+                        found = _draw_on(table, np.int64(first), np.int64(degree), state, found, out)
                     if found < fanout:
                         state = mix64(state)
-                        out = slots[start:end]
-                        _draw_first_to_ring(weight, np.int64(first), degree, found, state, times, known, out)
-        if step < n and fanout > 0:
-            if step + _NODES_AHEAD < n:
-                prefetch(indptr, frontier[step + _NODES_AHEAD])
-                prefetch(indptr, frontier[step + _NODES_AHEAD] + 1)
+                        _draw_first_to_ring(weight, np.int64(first), np.int64(degree), found, state, times, known, out)
+                at += limit
+            colptr[i + ONE] = at
+        if step < n:
+            if step + NODES_AHEAD < n:
+                prefetch(indptr, frontier[step + NODES_AHEAD])
+                prefetch(indptr, frontier[step + NODES_AHEAD] + 1)
             v = np.uint64(frontier[step])
             first = np.uint64(indptr[v])
-            degree = indptr[v + ONE] - indptr[v]
-            if degree > fanout or (replace and degree > 0):
-                state = mix64(key ^ np.uint64(step))
-                for k in range(np.uint64(fanout)):
+            degree = np.uint64(indptr[v + ONE]) - first
+            firsts[turn], degrees[turn] = first, degree
+            if not take_all and (degree > limit or (replace and degree > 0)):
+                state = key + step * limit * GOLDEN
+                for k in range(limit):
                     state += GOLDEN
                     word = mix64(state)
-                    column = bounded(word >> _32, np.uint64(degree), word)
-                    words[ring + k] = word
+                    column = bounded(word >> _32, degree, word)
+                    lows[ring + k] = word
                     columns[ring + k] = column
                     prefetch(table, first + column)
+    return at
 
 
 @njit(nogil=True, cache=True)

@@ -53,6 +53,11 @@ def bounded(half: int, bound: int, spare: int) -> int:
     return uniform_below(spare, bound)[0]
 
 
+def state_of(hop_key: int, place: int, fanout: int, *, replace: bool = False) -> int:
+    """Where the words of the hop's node number `place` begin: one for each draw, or for two without replacement."""
+    return (hop_key + place * (fanout if replace else -(-fanout // 2)) * GOLDEN) % WORD
+
+
 def draw_positions(degree: int, fanout: int, state: int) -> list[int]:
     """Floyd's draw for few positions, two draws from each word; Knuth's algorithm S for many."""
     chosen: list[int] = []
@@ -62,6 +67,7 @@ def draw_positions(degree: int, fanout: int, state: int) -> list[int]:
             draw = bounded(word % 2**32 if k % 2 else word >> 32, j + 1, word ^ k)
             chosen.append(j if draw in chosen else draw)
         return chosen
+    state = mix64(state)
     for j in range(degree):
         draw, state = uniform_below(state, degree - j)
         if draw < fanout - len(chosen):
@@ -101,7 +107,7 @@ def sample(edge_index: Tensor, num_nodes: int, seeds: Sequence[int], fanouts: Se
         for place, target in enumerate(frontier):
             candidates = incoming[target]
             if 0 <= fanout < len(candidates):
-                chosen = draw_positions(len(candidates), fanout, mix64(hop_key ^ place))
+                chosen = draw_positions(len(candidates), fanout, state_of(hop_key, place, fanout))
                 candidates = [candidates[position] for position in chosen]
             for source, number in candidates:
                 if source not in local:

@@ -70,7 +70,7 @@ def sample(
                 tree, node = nodes[name[2]][target]
                 candidates = lists[node]
                 if 0 <= fanout < len(candidates):
-                    chosen = reference.draw_positions(len(candidates), fanout, reference.mix64(key ^ place))
+                    chosen = reference.draw_positions(len(candidates), fanout, reference.state_of(key, place, fanout))
                     candidates = [candidates[position] for position in chosen]
                 for source, edge in candidates:
                     if (tree, source) not in local[name[0]]:

@@ -17,7 +17,10 @@ from torch import Tensor
 from lightning_gnnopt.sampling import NeighborSampler, SampleKey, Subgraph, Topology
 
 from .reference import (
+    GOLDEN,
     SIGNIFICANCE,
+    WORD,
+    bounded,
     draw_positions,
     fold,
     in_edges,
@@ -25,7 +28,7 @@ from .reference import (
     multigraphs,
     random_graph,
     star,
-    uniform_below,
+    state_of,
     uniform_p_value,
 )
 
@@ -47,11 +50,8 @@ def draw(degree: int, fanout: int, state: int, *, replace: bool, last: bool) -> 
     if last:
         return list(range(degree))[-fanout:] if fanout > 0 else list(range(degree))
     if replace and degree and fanout >= 0:
-        chosen = []
-        for _ in range(fanout):
-            position, state = uniform_below(state, degree)
-            chosen.append(position)
-        return chosen
+        words = [mix64((state + (k + 1) * GOLDEN) % WORD) for k in range(fanout)]
+        return [bounded(word >> 32, degree, word) for word in words]
     return draw_positions(degree, fanout, state) if 0 <= fanout < degree else list(range(degree))
 
 
@@ -80,7 +80,8 @@ def sample_trees(
         hop_key, before, new = mix64(word ^ hop), len(batch.edges), []
         for place, (tree, target) in enumerate(frontier):
             available = candidates(tree, target)
-            for position in draw(len(available), fanout, mix64(hop_key ^ place), replace=replace, last=last):
+            state = state_of(hop_key, place, fanout, replace=replace)
+            for position in draw(len(available), fanout, state, replace=replace, last=last):
                 source, number = available[position]
                 if (tree, source) not in local:
                     local[tree, source] = len(batch.nodes) + len(new)

@@ -18,7 +18,19 @@ from scipy.stats import chi2, norm
 from lightning_gnnopt.sampling import NeighborSampler, SampleKey, Topology
 from lightning_gnnopt.sampling.weighted import WeightedDraw, build_alias_tables
 
-from .reference import SIGNIFICANCE, in_edges, mix64, multigraphs, random_graph, star, uniform_below, uniform_p_value
+from .reference import (
+    GOLDEN,
+    SIGNIFICANCE,
+    WORD,
+    bounded,
+    in_edges,
+    mix64,
+    multigraphs,
+    random_graph,
+    star,
+    state_of,
+    uniform_p_value,
+)
 
 UNITS = 2**32
 KEY = np.uint64(2024)
@@ -151,8 +163,8 @@ def test_the_coin_is_the_lower_half_of_the_word_that_gives_the_column() -> None:
     for threshold_is_coin in (True, False):
         expected = []
         for place in places:
-            column, state = uniform_below(mix64(int(KEY) ^ place), 4)
-            coin = mix64(state) % UNITS
+            word = mix64((state_of(int(KEY), place, 1, replace=True) + GOLDEN) % WORD)
+            column, coin = bounded(word >> 32, 4, word), word % UNITS
             threshold = coin if threshold_is_coin else coin + 1
             draw._table[:] = [(threshold << 32) + (k + 1) % 4 for k in range(4)]
             drawn = draw(np.zeros(place + 1, np.int32), 1, KEY, time=None).positions[place]
