@@ -9,6 +9,7 @@ import numpy as np
 from numba import njit
 from numpy.typing import NDArray
 
+from benchmarks.harness import median
 from lightning_gnnopt.sampling import Topology
 from lightning_gnnopt.sampling.prefetch import prefetch
 
@@ -52,9 +53,10 @@ class RandomAccess:
                 _read(self._indices, positions, self._table)
         return sum(len(positions) for positions in self._positions) / (time.perf_counter() - start)
 
-    def best(self) -> float:
-        """Return the highest rate over all distances, in edges per second."""
-        return max(self.edges_per_s(distance) for distance in DISTANCES)
+    def best_distance(self) -> int:
+        """Return the distance with the highest rate, by the median of three rounds over all of them."""
+        rounds = [{distance: self.edges_per_s(distance) for distance in DISTANCES} for _ in range(3)]
+        return max(DISTANCES, key=lambda distance: median([rates[distance] for rates in rounds]))
 
 
 @njit(nogil=True, cache=True)

@@ -41,8 +41,8 @@ class Hop:
         self.key = np.uint64(number)
         self.colptr = np.empty(len(self.frontier) + 1, np.int64)
         room = np.empty(len(self.frontier) * FANOUT, topology.position_dtype)
-        arguments = (topology.indptr, self.frontier, FANOUT, False, self.key, self.colptr)
-        self.positions = room[: draw_uniform(*arguments, room)].copy()
+        arguments = (topology.indptr, self.frontier, FANOUT, False, self.key, np.int32(0), self.colptr)
+        self.positions = room[: draw_uniform(*arguments, room, np.empty(len(room), np.int32))].copy()
         self.sources = gather(topology.indices, self.positions)
 
 
@@ -87,13 +87,14 @@ def _side(run: Callable[[Hop], Any], hops: Sequence[Hop]) -> Callable[[], float]
 
 def _draws(graph: Topology) -> dict[str, Callable[[Hop], Any]]:
     room, colptr = np.empty(FANOUT * graph.num_nodes, graph.position_dtype), np.empty(graph.num_nodes + 1, np.int64)
+    cols = np.empty(len(room), np.int32)
 
     def shipped(hop: Hop) -> None:
-        draw_uniform(graph.indptr, hop.frontier, FANOUT, False, hop.key, colptr, room)
+        draw_uniform(graph.indptr, hop.frontier, FANOUT, False, hop.key, np.int32(0), colptr, room, cols)
 
     def variant(ahead: int, mask: bool, two_per_word: bool, *, own_stream: bool = False) -> Callable[[Hop], Any]:
         how = (ahead, mask, two_per_word, own_stream)
-        return lambda hop: _draw(graph.indptr, hop.frontier, FANOUT, hop.key, room, *how)
+        return lambda hop: _draw(graph.indptr, hop.frontier, FANOUT, hop.key, colptr, room, cols, *how)
 
     return {
         "as shipped": shipped,
@@ -113,7 +114,9 @@ def _draw(
     frontier: Any,
     fanout: int,
     key: Any,
+    colptr: Any,
     positions: Any,
+    cols: Any,
     ahead: int,
     mask: bool,
     two_per_word: bool,
@@ -131,7 +134,9 @@ def _draw(
         if degree <= limit:
             for k in range(degree):
                 positions[at + k] = first + k
+                cols[at + k] = i
             at += degree
+            colptr[i + ONE] = at
             continue
         state = mix64(key ^ i) if own_stream else key + i * words * GOLDEN
         seen = word = np.uint64(0)
@@ -154,7 +159,10 @@ def _draw(
                         break
             seen |= bit
             positions[at + k] = first + draw
+        for k in range(limit):
+            cols[at + k] = i
         at += limit
+        colptr[i + ONE] = at
     return at
 
 

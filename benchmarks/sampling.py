@@ -23,6 +23,7 @@ from functools import partial
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from benchmarks.access import RandomAccess
@@ -32,8 +33,11 @@ from lightning_gnnopt.datasets import load_dataset
 from lightning_gnnopt.sampling import (
     ClusterSampler,
     FastGCNSampler,
+    HeteroNeighborSampler,
+    HeteroTopology,
     LaborSampler,
     LadiesSampler,
+    LinkSampler,
     NeighborSampler,
     NodeSampler,
     SaintEdgeSampler,
@@ -47,7 +51,6 @@ from lightning_gnnopt.sampling import (
 BATCH_SIZE = 1024
 DEEP, WIDE, WIDER = (15, 10, 5), (10, 10), (25, 10)
 REAL_GRAPHS = ("facebook-cornell5", "facebook-johns-hopkins55", "amazon-photo")
-BOUND, PLAIN_BOUND = "bound", "plain bound"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -105,14 +108,18 @@ class SeedStream:
         return [generator.choice(self._nodes, size, replace=False) for _ in range(self._batches)]
 
 
-def our_side(sampler: NodeSampler, seeds: SeedStream, *, threads: int = 1) -> Side:
+OurFunction = Callable[[NDArray[np.int64], SampleKey], tuple[int, int]]
+"""``(seeds, key) -> (nodes, edges)`` of one batch."""
+
+
+def our_side(sampler: NodeSampler | OurFunction, seeds: SeedStream, *, threads: int = 1) -> Side:
     """Make the side of one of our samplers."""
     numbers, pool = itertools.count(), ThreadPoolExecutor(threads)
+    draw = _by_nodes(sampler) if isinstance(sampler, NodeSampler) else sampler
 
     def sample(task: tuple[int, int, NDArray[np.int64]]) -> tuple[int, int]:
         number, batch, nodes = task
-        subgraph = sampler.sample(nodes, SampleKey(0, epoch=number, batch=batch))
-        return subgraph.num_nodes, subgraph.num_edges
+        return draw(nodes, SampleKey(0, epoch=number, batch=batch))
 
     def run() -> Run:
         number = next(numbers)
@@ -122,6 +129,42 @@ def our_side(sampler: NodeSampler, seeds: SeedStream, *, threads: int = 1) -> Si
         return _sum(sizes, time.perf_counter() - start)
 
     return run
+
+
+def _by_nodes(sampler: NodeSampler) -> OurFunction:
+    def sample(nodes: NDArray[np.int64], key: SampleKey) -> tuple[int, int]:
+        subgraph = sampler.sample(nodes, key)
+        return subgraph.num_nodes, subgraph.num_edges
+
+    return sample
+
+
+def _by_links(graph: Topology) -> OurFunction:
+    """Take an in-edge of each of a quarter of the seeds, and as many negatives: as many ends as there are seeds."""
+    sampler = LinkSampler(NeighborSampler(graph, DEEP), negatives="binary")
+
+    def sample(nodes: NDArray[np.int64], key: SampleKey) -> tuple[int, int]:
+        targets = nodes[: len(nodes) // 4]
+        subgraph = sampler.sample(graph.indices[graph.indptr[targets]], targets, key).subgraph
+        return subgraph.num_nodes, subgraph.num_edges
+
+    return sample
+
+
+def _by_types(graph: Topology) -> OurFunction:
+    """Call every other edge a type of its own."""
+    row, col = (
+        torch.from_numpy(graph.indices),
+        torch.from_numpy(np.repeat(np.arange(graph.num_nodes), np.diff(graph.indptr))),
+    )
+    edges = {("node", f"to{k}", "node"): torch.stack([row[k::2].long(), col[k::2]]) for k in range(2)}
+    sampler = HeteroNeighborSampler(HeteroTopology.from_edge_index_dict(edges, {"node": graph.num_nodes}), DEEP)
+
+    def sample(nodes: NDArray[np.int64], key: SampleKey) -> tuple[int, int]:
+        subgraph = sampler.sample({"node": nodes}, key)
+        return len(subgraph.n_id["node"]), sum(map(len, subgraph.row.values()))
+
+    return sample
 
 
 def peer_side(sample: SampleFunction, fanouts: Sequence[int], seeds: SeedStream) -> Side:
@@ -137,15 +180,6 @@ def peer_side(sample: SampleFunction, fanouts: Sequence[int], seeds: SeedStream)
     return run
 
 
-def bound_side(access: RandomAccess, measure_rate: Callable[[RandomAccess], float]) -> Side:
-    """Make the side that only reads memory."""
-
-    def run() -> Run:
-        return Run(batches=1, nodes=0, edges=1, seconds=1 / measure_rate(access))
-
-    return run
-
-
 def measure(quick: bool) -> Measured:
     """Sample everywhere.
 
@@ -156,9 +190,9 @@ def measure(quick: bool) -> Measured:
         The figures, and a row per graph and side.
     """
     scale = QUICK if quick else FULL
-    figures, rows = _large_graph(scale)
+    figures, rows = _bound(scale)
     for part in (
-        _threads(scale),
+        _large_graph(scale),
         _growth(scale),
         _every_sampler(scale),
         *(_real_graph(name, scale) for name in REAL_GRAPHS),
@@ -172,14 +206,9 @@ def _large_graph(scale: Scale) -> tuple[list[Figure], list[Mapping[str, Cell]]]:
     graph = rmat(scale.nodes, 50)
     seeds = SeedStream(graph, scale.batches)
     peers, missing = installed_peers(graph)
-    sampler = NeighborSampler(graph, DEEP)
-    edges_per_batch = our_side(sampler, seeds)().edges // scale.batches
-    access = RandomAccess(graph, edges_per_batch, num_runs=scale.batches)
     generator = np.random.default_rng(0)
     sides: dict[str, Side] = {
-        "node-wise 15/10/5": our_side(sampler, seeds),
-        BOUND: bound_side(access, RandomAccess.best),
-        PLAIN_BOUND: bound_side(access, partial(RandomAccess.edges_per_s, distance=0)),
+        "node-wise 15/10/5": our_side(NeighborSampler(graph, DEEP), seeds),
         "node-wise 10/10": our_side(NeighborSampler(graph, WIDE), seeds),
         "node-wise 25/10": our_side(NeighborSampler(graph, WIDER), seeds),
         "weighted 15/10/5": our_side(_weighted(graph, generator.random(graph.num_edges)), seeds),
@@ -193,9 +222,6 @@ def _large_graph(scale: Scale) -> tuple[list[Figure], list[Mapping[str, Cell]]]:
     rates = {name: [run.rate for run in of_side] for name, of_side in runs.items()}
     deep = rates["node-wise 15/10/5"]
     figures = [
-        Figure.of_runs("node-wise 15/10/5", deep, unit="edges/s"),
-        Figure.of_runs("node-wise over the bound", ratios(deep, rates[BOUND]), unit="x", reach=0.6, sense=">="),
-        Figure.of_runs("node-wise over the bound without prefetch", ratios(deep, rates[PLAIN_BOUND]), unit="x"),
         Figure.of_runs(
             "uniform over weighted", ratios(deep, rates["weighted 15/10/5"]), unit="x", reach=3.0, sense="<="
         ),
@@ -215,39 +241,49 @@ def _large_graph(scale: Scale) -> tuple[list[Figure], list[Mapping[str, Cell]]]:
     return figures, rows
 
 
-def _threads(scale: Scale) -> tuple[list[Figure], list[Mapping[str, Cell]]]:
-    """Compare two threads with one, sampling and only reading memory, over many batches."""
-    if (os.cpu_count() or 1) < 2:
-        return [], [{"graph": "-", "side": "two threads", "note": "not measured: there is one core"}]
+def _bound(scale: Scale) -> tuple[list[Figure], list[Mapping[str, Cell]]]:
+    """Compare sampling with only reading memory, on one and on two threads, in runs of about a second.
+
+    In short runs two threads that wake on one core are still there at the end.
+    """
     graph = rmat(scale.nodes, 50)
-    # Runs of a second: two threads that wake on one core stay there for some tens of milliseconds.
-    seeds, sampler = SeedStream(graph, 64 * scale.batches), NeighborSampler(graph, DEEP)
-    reads = [RandomAccess(graph, 250_000, num_runs=64 * scale.batches, seed=seed) for seed in range(2)]
+    sampler, seeds = NeighborSampler(graph, DEEP), SeedStream(graph, 64 * scale.batches)
+    edges_per_batch = our_side(sampler, SeedStream(graph, 1))().edges
+    reads = [RandomAccess(graph, edges_per_batch, num_runs=16 * scale.batches, seed=seed) for seed in range(2)]
+    ahead = reads[0].best_distance()
     pool = ThreadPoolExecutor(2)
 
-    def read(threads: int) -> Run:
+    def read(distance: int, threads: int) -> Run:
         start = time.perf_counter()
-        rates = list((pool.map if threads == 2 else map)(partial(RandomAccess.edges_per_s, distance=256), reads))
-        return Run(batches=1, nodes=0, edges=len(rates), seconds=time.perf_counter() - start)
+        list((pool.map if threads == 2 else map)(partial(RandomAccess.edges_per_s, distance=distance), reads))
+        edges = len(reads) * edges_per_batch * 16 * scale.batches
+        return Run(batches=1, nodes=0, edges=edges, seconds=time.perf_counter() - start)
 
     sides: dict[str, Side] = {
-        "1 thread": our_side(sampler, seeds),
-        "2 threads": our_side(sampler, seeds, threads=2),
-        "1 thread, bound": partial(read, 1),
-        "2 threads, bound": partial(read, 2),
+        "node-wise 15/10/5": our_side(sampler, seeds),
+        "bound": partial(read, ahead, 1),
+        "bound without prefetch": partial(read, 0, 1),
     }
+    if (os.cpu_count() or 1) > 1:
+        sides["node-wise 15/10/5, 2 threads"] = our_side(sampler, seeds, threads=2)
+        sides["bound, 2 threads"] = partial(read, ahead, 2)
     runs = alternate(sides, rounds=scale.rounds)
     rates = {name: [run.rate for run in of_side] for name, of_side in runs.items()}
-    return [
-        Figure.of_runs(
-            "two threads over one", ratios(rates["2 threads"], rates["1 thread"]), unit="x", reach=1.85, sense=">="
-        ),
-        Figure.of_runs(
-            "two threads over one, bound", ratios(rates["2 threads, bound"], rates["1 thread, bound"]), unit="x"
-        ),
-    ], _rows(
-        f"R-MAT, {graph.num_nodes:,} nodes, {graph.num_edges:,} edges", {k: runs[k] for k in ("1 thread", "2 threads")}
-    )
+    one, plain = rates["node-wise 15/10/5"], rates["bound without prefetch"]
+    figures = [
+        Figure.of_runs("node-wise 15/10/5", one, unit="edges/s"),
+        Figure.of_runs("node-wise over the bound", ratios(one, rates["bound"]), unit="x", reach=0.6, sense=">="),
+        Figure.of_runs("node-wise over the bound without prefetch", ratios(one, plain), unit="x"),
+    ]
+    rows = _rows(f"R-MAT, {graph.num_nodes:,} nodes, {graph.num_edges:,} edges, long runs", runs)
+    if "bound, 2 threads" not in rates:
+        return figures, [*rows, {"graph": "-", "side": "two threads", "note": "not measured: there is one core"}]
+    two, bound = ratios(rates["node-wise 15/10/5, 2 threads"], one), ratios(rates["bound, 2 threads"], rates["bound"])
+    figures += [
+        Figure.of_runs("two threads over one", two, unit="x", reach=1.85, sense=">="),
+        Figure.of_runs("two threads over one, bound", bound, unit="x"),
+    ]
+    return figures, rows
 
 
 def _growth(scale: Scale) -> tuple[list[Figure], list[Mapping[str, Cell]]]:
@@ -268,7 +304,7 @@ def _every_sampler(scale: Scale) -> tuple[list[Figure], list[Mapping[str, Cell]]
     graph = _with_edge_ids(rmat(scale.nodes // 16, 50))
     seeds = SeedStream(graph, scale.batches)
     times = np.random.default_rng(0).integers(0, 2**31, graph.num_nodes)
-    samplers: dict[str, NodeSampler] = {
+    samplers: dict[str, NodeSampler | OurFunction] = {
         "node-wise 15/10/5": NeighborSampler(graph, DEEP),
         "with replacement 15/10/5": NeighborSampler(graph, DEEP, replace=True),
         "disjoint 15/10": NeighborSampler(graph, (15, 10), disjoint=True),
@@ -283,6 +319,8 @@ def _every_sampler(scale: Scale) -> tuple[list[Figure], list[Mapping[str, Cell]]
         "FastGCN 4096/4096/4096": FastGCNSampler(graph, (4096, 4096, 4096)),
         "LADIES 4096/4096/4096": LadiesSampler(graph, (4096, 4096, 4096)),
         "ShaDow 10/5": ShadowSampler(graph, (10, 5)),
+        "links and negatives 15/10/5": _by_links(graph),
+        "two edge types 15/10/5 each": _by_types(graph),
         "SAINT node 1024": SaintNodeSampler(graph),
         "SAINT edge 1024": SaintEdgeSampler(graph),
         "SAINT walk 1024 x 2": SaintWalkSampler(graph, 2, coverage=10),

@@ -11,11 +11,13 @@ from numpy.typing import NDArray
 from typing_extensions import override
 
 from lightning_gnnopt.sampling.buffers import Buffer
+from lightning_gnnopt.sampling.kernels import columns
 from lightning_gnnopt.sampling.prefetch import NODES_AHEAD, prefetch
 from lightning_gnnopt.sampling.rng import GOLDEN, LOW_32, ONE, bounded, mix64, uniform_below
 from lightning_gnnopt.sampling.topology import Topology
 
 _32, _63 = np.uint64(32), np.uint64(63)
+_INT32_1 = np.int32(1)
 _MAX_ROOM = 2**22  # positions; below it, room for the most that can be drawn is cheaper than counting first
 _FLOYD_MAX = np.uint64(32)  # up to here looking back beats reading on, whatever the degree
 
@@ -60,17 +62,29 @@ class Draw(ABC):
         size: int,
         key: np.uint64,
         positions: Buffer,
+        cols: Buffer,
         *,
+        first: int,
         time: NDArray[np.number] | None,
     ) -> tuple[NDArray[np.int64], NDArray[np.float32] | None]:
-        """Draw a hop and append its positions to a buffer.
+        """Draw a hop and append its edges to two buffers: their positions, and the local ids of where they lead to.
+
+        `first` is the local id of the first node to expand; the others follow it.
 
         Returns:
             The hop's ``colptr`` and ``edge_norm``.
         """
         drawn = self(frontier, size, key, time=time)
         positions.extend(drawn.positions)
+        append_columns(drawn.colptr, first, cols)
         return drawn.colptr, drawn.edge_norm
+
+
+def append_columns(colptr: NDArray[np.int64], first: int, cols: Buffer) -> None:
+    """Append the local id of the node that each edge of a hop leads to."""
+    num = int(colptr[-1])
+    columns(colptr, first, out=cols.tail(num))
+    cols.push(num)
 
 
 class UniformDraw(Draw):
@@ -89,8 +103,8 @@ class UniformDraw(Draw):
     def __call__(
         self, frontier: NDArray[np.integer], size: int, key: np.uint64, *, time: NDArray[np.number] | None
     ) -> Drawn:
-        positions = Buffer(self.topology.position_dtype, 0)
-        colptr, _ = self.append(frontier, size, key, positions, time=time)
+        positions, cols = Buffer(self.topology.position_dtype, 0), Buffer(np.int32, 0)
+        colptr, _ = self.append(frontier, size, key, positions, cols, first=0, time=time)
         return Drawn(positions.finish(), colptr)
 
     @override
@@ -100,13 +114,17 @@ class UniformDraw(Draw):
         size: int,
         key: np.uint64,
         positions: Buffer,
+        cols: Buffer,
         *,
+        first: int,
         time: NDArray[np.number] | None,
     ) -> tuple[NDArray[np.int64], None]:
         indptr = self.topology.indptr
         room, colptr = room_for(indptr, frontier, size, self.replace)
-        out = positions.tail(room)
-        positions.push(int(draw_uniform(indptr, frontier, size, self.replace, key, colptr, out)))
+        out = colptr, positions.tail(room), cols.tail(room)
+        num = int(draw_uniform(indptr, frontier, size, self.replace, key, np.int32(first), *out))
+        positions.push(num)
+        cols.push(num)
         return colptr, None
 
 
@@ -152,8 +170,10 @@ def draw_uniform(
     fanout: int,
     replace: bool,
     key: np.uint64,
+    local: np.int32,
     colptr: NDArray[np.int64],
     positions: NDArray[np.integer],
+    cols: NDArray[np.int32],
 ) -> np.uint64:
     """Draw positions of in-edges uniformly.
 
@@ -163,8 +183,10 @@ def draw_uniform(
         fanout: In-edges per node; -1 takes all of them.
         replace: Whether an edge can be drawn twice.
         key: Word that keys this hop's random numbers.
+        local: Local id of the first node to expand; the others follow it.
         colptr: Output, shape ``(F + 1,)``: where the edges drawn for each node start and end.
         positions: Output, at least ``F * fanout`` places, or as many as :func:`count_drawn` counts.
+        cols: Output, as long: the local id of the node that each edge leads to.
 
     Returns:
         The number of positions drawn.
@@ -185,6 +207,7 @@ def draw_uniform(
         if take_all or degree == 0 or (degree <= limit and not replace):
             for k in range(degree):
                 positions[at + k] = first + k
+                cols[at + k] = local
             at += degree
         else:
             state = key + i * words * GOLDEN
@@ -193,9 +216,14 @@ def draw_uniform(
                     state += GOLDEN
                     word = mix64(state)
                     positions[at + k] = first + bounded(word >> _32, degree, word)
+            elif limit <= _FLOYD_MAX:  # as `draw_positions` chooses, with a call less
+                _draw_few(degree, limit, first, state, at, positions)
             else:
                 draw_positions(degree, limit, first, state, at, positions)
+            for k in range(limit):
+                cols[at + k] = local
             at += limit
+        local += _INT32_1
         colptr[i + ONE] = at
     return at
 

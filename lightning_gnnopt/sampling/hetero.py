@@ -18,12 +18,13 @@ from torch_geometric.sampler import (
 from typing_extensions import override
 
 from lightning_gnnopt._names import unknown_name
+from lightning_gnnopt.sampling.buffers import Buffer
 from lightning_gnnopt.sampling.checks import check_integers
 from lightning_gnnopt.sampling.draws import UniformDraw
 from lightning_gnnopt.sampling.hetero_fanouts import check_hetero_fanouts
 from lightning_gnnopt.sampling.hetero_subgraph import HeteroSubgraph
 from lightning_gnnopt.sampling.hetero_topology import EdgeType, HeteroTopology
-from lightning_gnnopt.sampling.kernels import columns, gather
+from lightning_gnnopt.sampling.kernels import gather
 from lightning_gnnopt.sampling.link import LinkSampler, link_sampler_for
 from lightning_gnnopt.sampling.node_table import DENSE_LIMIT_BYTES, NodeTable, TablePool
 from lightning_gnnopt.sampling.pyg_seam import sampler_output, torch_key
@@ -128,12 +129,13 @@ class HeteroNeighborSampler(BaseSampler):
                     source_part, target_part = parts[name[0]], parts[name[2]]
                     frontier, size = target_part.frontier, self.num_neighbors[name][hop]
                     relation_key = np.uint64(mix64(hop_key ^ np.uint64(number)))
-                    drawn = self._draws[name](frontier, size, relation_key, time=None)
-                    col = columns(drawn.colptr, 0)
-                    sources = gather(relation.indices, drawn.positions)
+                    drawn, targets = Buffer(relation.position_dtype, 0), Buffer(np.int32, 0)
+                    self._draws[name].append(frontier, size, relation_key, drawn, targets, first=0, time=None)
+                    positions, col = drawn.finish(), targets.finish()
+                    sources = gather(relation.indices, positions)
                     rows[name].append(source_part.number(sources, target_part.trees[col] if self.disjoint else None))
                     cols[name].append(col + np.int32(target_part.first))
-                    places[name].append(drawn.positions)
+                    places[name].append(positions)
                 for part in parts.values():
                     part.advance()
         return HeteroSubgraph(

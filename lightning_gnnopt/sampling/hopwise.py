@@ -15,7 +15,7 @@ from lightning_gnnopt.sampling.base import NodeSampler
 from lightning_gnnopt.sampling.buffers import Buffer
 from lightning_gnnopt.sampling.draws import Draw
 from lightning_gnnopt.sampling.induced import induced_edges, tree_edges, with_reverses
-from lightning_gnnopt.sampling.kernels import columns, gather, split_tree_keys, tree_keys
+from lightning_gnnopt.sampling.kernels import gather, split_tree_keys, tree_keys
 from lightning_gnnopt.sampling.node_table import DENSE_LIMIT_BYTES, TablePool
 from lightning_gnnopt.sampling.rng import SampleKey, mix64
 from lightning_gnnopt.sampling.subgraph import Subgraph
@@ -94,10 +94,9 @@ class HopwiseSampler(NodeSampler):
             first = 0  # the local id of the frontier's first node
             for hop, size in enumerate(self.sizes):
                 time_of = None if time is None else time[trees]
-                colptr, norm = self.draw.append(n_id[first:], size, self._hop_key(word, hop), positions, time=time_of)
+                hop_key = self._hop_key(word, hop)
+                colptr, norm = self.draw.append(n_id[first:], size, hop_key, positions, col, first=first, time=time_of)
                 start, drawn = row.size, int(colptr[-1])
-                columns(colptr, first, out=col.tail(drawn))
-                col.push(drawn)
                 if self.disjoint:
                     sources = gather(graph.indices, positions[start:])
                     keys = np.empty(drawn, np.int64)

@@ -12,7 +12,7 @@ from typing_extensions import override
 
 from lightning_gnnopt.sampling.alias import build_alias_tables, place_of
 from lightning_gnnopt.sampling.buffers import Buffer
-from lightning_gnnopt.sampling.draws import Draw, Drawn, room_for
+from lightning_gnnopt.sampling.draws import Draw, Drawn, append_columns, room_for
 from lightning_gnnopt.sampling.kernels import gather
 from lightning_gnnopt.sampling.prefetch import NODES_AHEAD, prefetch
 from lightning_gnnopt.sampling.rng import GOLDEN, ONE, bounded, mix64
@@ -81,8 +81,8 @@ class WeightedDraw(Draw):
     def __call__(
         self, frontier: NDArray[np.integer], size: int, key: np.uint64, *, time: NDArray[np.number] | None
     ) -> Drawn:
-        positions = Buffer(self.topology.position_dtype, 0)
-        colptr, _ = self.append(frontier, size, key, positions, time=time)
+        positions, cols = Buffer(self.topology.position_dtype, 0), Buffer(np.int32, 0)
+        colptr, _ = self.append(frontier, size, key, positions, cols, first=0, time=time)
         return Drawn(positions.finish(), colptr)
 
     @override
@@ -92,7 +92,9 @@ class WeightedDraw(Draw):
         size: int,
         key: np.uint64,
         positions: Buffer,
+        cols: Buffer,
         *,
+        first: int,
         time: NDArray[np.number] | None,
     ) -> tuple[NDArray[np.int64], None]:
         room, colptr = room_for(self._indptr, frontier, size, self.replace)
@@ -102,6 +104,7 @@ class WeightedDraw(Draw):
         if self._kept is not None:
             gather(self._kept, out[:num], out=out[:num])
         positions.push(num)
+        append_columns(colptr, first, cols)
         return colptr, None
 
 

@@ -28,9 +28,11 @@ def draw_often(degree: int, fanout: int, times: int) -> NDArray[np.int64]:
     """Draw for `times` frontier nodes of the same `degree` in one call, as sampling does; shape ``(times, fanout)``."""
     colptr = np.empty(times + 1, np.int64)
     positions = np.empty(times * fanout, np.int32)
-    frontier = np.zeros(times, np.int32)
-    drawn = draw_uniform(np.array([0, degree]), frontier, fanout, False, np.uint64(2024), colptr, positions)
+    cols = np.empty(times * fanout, np.int32)
+    arguments = (np.array([0, degree]), np.zeros(times, np.int32), fanout, False, np.uint64(2024), np.int32(3))
+    drawn = draw_uniform(*arguments, colptr, positions, cols)
     assert colptr.tolist() == list(range(0, drawn + 1, fanout))
+    assert np.array_equal(cols, np.repeat(np.arange(3, times + 3), fanout))
     return positions.reshape(times, fanout)
 
 
@@ -84,6 +86,19 @@ def test_every_pair_is_equally_likely(degree: int, fanout: int) -> None:
     deviation = np.sqrt(expected * (1 - expected) / len(drawn))
     # Bonferroni over the pairs, at a significance below 1e-4: 5 deviations for 66 pairs, 5.6 for 1770
     assert np.abs(observed - expected).max() < {12: 5.0, 60: 5.6}[degree] * deviation
+
+
+# Floyd's draw with an odd word at the end, and selection sampling, which reads more words than a node's stretch has
+@pytest.mark.parametrize(("degree", "fanout"), [(12, 5), (6, 1), (50, 40)])
+def test_a_node_draws_independently_of_the_node_before(degree: int, fanout: int) -> None:
+    drawn = draw_often(degree, fanout, times=40_000)
+    member = np.zeros((len(drawn), degree))
+    np.put_along_axis(member, drawn, 1, axis=1)
+    together = member[1:].T @ member[:-1] / (len(drawn) - 1)
+    share = fanout / degree
+    deviation = share * (1 - share) / np.sqrt(len(drawn) - 1)
+    # Bonferroni over at most 2500 pairs of positions, at a significance below 1e-4
+    assert np.abs(together - np.outer(member.mean(0), member.mean(0))).max() < 5.7 * deviation
 
 
 @pytest.mark.parametrize(("degree", "fanout"), [(17_481, 15), (2_000, 70)])
