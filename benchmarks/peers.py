@@ -65,6 +65,7 @@ def _pyg_lib(topology: Topology) -> SampleFunction:
 def _dgl(topology: Topology) -> SampleFunction:
     import dgl
 
+    dgl.utils.set_num_threads(1)  # as the others
     indptr, indices = torch.from_numpy(topology.indptr), torch.from_numpy(topology.indices).long()
     graph = dgl.graph(("csc", (indptr, indices, torch.empty(0, dtype=torch.long))), num_nodes=topology.num_nodes)
 
