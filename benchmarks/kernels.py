@@ -18,7 +18,8 @@ from numba import njit
 from numpy.typing import NDArray
 
 from benchmarks.harness import Figure, Measured, alternate, median, ratios, run_benchmark
-from benchmarks.sampling import DEEP, FULL, QUICK, SeedStream, rmat
+from benchmarks.sampling import DEEP, FULL, QUICK, rmat
+from benchmarks.sides import SeedStream
 from lightning_gnnopt.sampling import NeighborSampler, SampleKey, Topology
 from lightning_gnnopt.sampling.draws import draw_uniform
 from lightning_gnnopt.sampling.kernels import gather

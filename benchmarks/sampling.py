@@ -11,44 +11,38 @@ Seeds are nodes with an in-edge. Peers return what they return: torch-sparse and
 from __future__ import annotations
 
 import functools
-import itertools
 import os
 import statistics
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from benchmarks.access import RandomAccess
 from benchmarks.harness import Cell, Figure, Measured, alternate, median, ratios, run_benchmark
-from benchmarks.peers import PACKAGES, SampleFunction, installed_peers
+from benchmarks.peers import PACKAGES, installed_peers
+from benchmarks.sides import OurFunction, Run, SeedStream, Side, edge_types, links, our_side, peer_side
 from lightning_gnnopt.datasets import load_dataset
 from lightning_gnnopt.sampling import (
     ClusterSampler,
     FastGCNSampler,
-    HeteroNeighborSampler,
-    HeteroTopology,
     LaborSampler,
     LadiesSampler,
-    LinkSampler,
     NeighborSampler,
     NodeSampler,
     SaintEdgeSampler,
     SaintNodeSampler,
     SaintWalkSampler,
-    SampleKey,
     ShadowSampler,
     Topology,
 )
 
-BATCH_SIZE = 1024
 DEEP, WIDE, WIDER = (15, 10, 5), (10, 10), (25, 10)
 REAL_GRAPHS = ("facebook-cornell5", "facebook-johns-hopkins55", "amazon-photo")
 
@@ -69,115 +63,6 @@ class Scale:
 
 
 FULL, QUICK = Scale(nodes=2**21, rounds=9, batches=8), Scale(nodes=2**17, rounds=2, batches=2)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Run:
-    """What one side did in one round."""
-
-    batches: int
-    nodes: int
-    edges: int
-    seconds: float
-
-    @property
-    def rate(self) -> float:
-        """Edges per second."""
-        return self.edges / self.seconds
-
-
-Side = Callable[[], Run]
-
-
-class SeedStream:
-    """Batches of seeds without end, the same ones for each side.
-
-    Args:
-        topology: The graph.
-        batches: Batches per run.
-    """
-
-    def __init__(self, topology: Topology, batches: int) -> None:
-        self._nodes = np.flatnonzero(np.diff(topology.indptr) > 0)
-        self._batches = batches
-
-    def run(self, number: int) -> list[NDArray[np.int64]]:
-        """Draw the seeds of run `number`."""
-        generator = np.random.default_rng(number)
-        size = min(BATCH_SIZE, len(self._nodes))
-        return [generator.choice(self._nodes, size, replace=False) for _ in range(self._batches)]
-
-
-OurFunction = Callable[[NDArray[np.int64], SampleKey], tuple[int, int]]
-"""``(seeds, key) -> (nodes, edges)`` of one batch."""
-
-
-def our_side(sampler: NodeSampler | OurFunction, seeds: SeedStream, *, threads: int = 1) -> Side:
-    """Make the side of one of our samplers."""
-    numbers, pool = itertools.count(), ThreadPoolExecutor(threads)
-    draw = _by_nodes(sampler) if isinstance(sampler, NodeSampler) else sampler
-
-    def sample(task: tuple[int, int, NDArray[np.int64]]) -> tuple[int, int]:
-        number, batch, nodes = task
-        return draw(nodes, SampleKey(0, epoch=number, batch=batch))
-
-    def run() -> Run:
-        number = next(numbers)
-        tasks = [(number, batch, nodes) for batch, nodes in enumerate(seeds.run(number))]
-        start = time.perf_counter()
-        sizes = list(map(sample, tasks) if threads == 1 else pool.map(sample, tasks))
-        return _sum(sizes, time.perf_counter() - start)
-
-    return run
-
-
-def _by_nodes(sampler: NodeSampler) -> OurFunction:
-    def sample(nodes: NDArray[np.int64], key: SampleKey) -> tuple[int, int]:
-        subgraph = sampler.sample(nodes, key)
-        return subgraph.num_nodes, subgraph.num_edges
-
-    return sample
-
-
-def _by_links(graph: Topology) -> OurFunction:
-    """Take an in-edge of each of a quarter of the seeds, and as many negatives: as many ends as there are seeds."""
-    sampler = LinkSampler(NeighborSampler(graph, DEEP), negatives="binary")
-
-    def sample(nodes: NDArray[np.int64], key: SampleKey) -> tuple[int, int]:
-        targets = nodes[: len(nodes) // 4]
-        subgraph = sampler.sample(graph.indices[graph.indptr[targets]], targets, key).subgraph
-        return subgraph.num_nodes, subgraph.num_edges
-
-    return sample
-
-
-def _by_types(graph: Topology) -> OurFunction:
-    """Call every other edge a type of its own."""
-    row, col = (
-        torch.from_numpy(graph.indices),
-        torch.from_numpy(np.repeat(np.arange(graph.num_nodes), np.diff(graph.indptr))),
-    )
-    edges = {("node", f"to{k}", "node"): torch.stack([row[k::2].long(), col[k::2]]) for k in range(2)}
-    sampler = HeteroNeighborSampler(HeteroTopology.from_edge_index_dict(edges, {"node": graph.num_nodes}), DEEP)
-
-    def sample(nodes: NDArray[np.int64], key: SampleKey) -> tuple[int, int]:
-        subgraph = sampler.sample({"node": nodes}, key)
-        return len(subgraph.n_id["node"]), sum(map(len, subgraph.row.values()))
-
-    return sample
-
-
-def peer_side(sample: SampleFunction, fanouts: Sequence[int], seeds: SeedStream) -> Side:
-    """Make the side of another library's sampler."""
-    numbers = itertools.count()
-
-    def run() -> Run:
-        batches = seeds.run(next(numbers))
-        start = time.perf_counter()
-        sizes = [sample(nodes, fanouts) for nodes in batches]
-        return _sum(sizes, time.perf_counter() - start)
-
-    return run
 
 
 def measure(quick: bool) -> Measured:
@@ -319,8 +204,8 @@ def _every_sampler(scale: Scale) -> tuple[list[Figure], list[Mapping[str, Cell]]
         "FastGCN 4096/4096/4096": FastGCNSampler(graph, (4096, 4096, 4096)),
         "LADIES 4096/4096/4096": LadiesSampler(graph, (4096, 4096, 4096)),
         "ShaDow 10/5": ShadowSampler(graph, (10, 5)),
-        "links and negatives 15/10/5": _by_links(graph),
-        "two edge types 15/10/5 each": _by_types(graph),
+        "links and negatives 15/10/5": links(graph, DEEP),
+        "two edge types 15/10/5 each": edge_types(graph, DEEP),
         "SAINT node 1024": SaintNodeSampler(graph),
         "SAINT edge 1024": SaintEdgeSampler(graph),
         "SAINT walk 1024 x 2": SaintWalkSampler(graph, 2, coverage=10),
@@ -384,11 +269,6 @@ def _with_edge_ids(graph: Topology) -> Topology:
 
 def _label(fanouts: Sequence[int]) -> str:
     return "/".join(map(str, fanouts))
-
-
-def _sum(sizes: Sequence[tuple[int, int]], seconds: float) -> Run:
-    nodes, edges = np.sum(sizes, axis=0).tolist()
-    return Run(batches=len(sizes), nodes=nodes, edges=edges, seconds=seconds)
 
 
 def _node_ratio(runs: Mapping[str, Sequence[Run]]) -> list[float]:

@@ -87,7 +87,35 @@ def append_columns(colptr: NDArray[np.int64], first: int, cols: Buffer) -> None:
     cols.push(num)
 
 
-class UniformDraw(Draw):
+class AppendingDraw(Draw):
+    """A draw that writes into buffers itself, and whose edges of a node all count alike."""
+
+    topology: Topology
+
+    @override
+    def __call__(
+        self, frontier: NDArray[np.integer], size: int, key: np.uint64, *, time: NDArray[np.number] | None
+    ) -> Drawn:
+        positions, cols = Buffer(self.topology.position_dtype, 0), Buffer(np.int32, 0)
+        colptr, _ = self.append(frontier, size, key, positions, cols, first=0, time=time)
+        return Drawn(positions.finish(), colptr)
+
+    @override
+    @abstractmethod
+    def append(
+        self,
+        frontier: NDArray[np.integer],
+        size: int,
+        key: np.uint64,
+        positions: Buffer,
+        cols: Buffer,
+        *,
+        first: int,
+        time: NDArray[np.number] | None,
+    ) -> tuple[NDArray[np.int64], None]: ...
+
+
+class UniformDraw(AppendingDraw):
     """Up to `size` in-edges of each node, every set of that size equally likely.
 
     Args:
@@ -98,14 +126,6 @@ class UniformDraw(Draw):
     def __init__(self, topology: Topology, *, replace: bool = False) -> None:
         self.topology = topology
         self.replace = replace
-
-    @override
-    def __call__(
-        self, frontier: NDArray[np.integer], size: int, key: np.uint64, *, time: NDArray[np.number] | None
-    ) -> Drawn:
-        positions, cols = Buffer(self.topology.position_dtype, 0), Buffer(np.int32, 0)
-        colptr, _ = self.append(frontier, size, key, positions, cols, first=0, time=time)
-        return Drawn(positions.finish(), colptr)
 
     @override
     def append(

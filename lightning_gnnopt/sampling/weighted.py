@@ -12,7 +12,7 @@ from typing_extensions import override
 
 from lightning_gnnopt.sampling.alias import build_alias_tables, place_of
 from lightning_gnnopt.sampling.buffers import Buffer
-from lightning_gnnopt.sampling.draws import Draw, Drawn, append_columns, room_for
+from lightning_gnnopt.sampling.draws import AppendingDraw, append_columns, room_for
 from lightning_gnnopt.sampling.kernels import gather
 from lightning_gnnopt.sampling.prefetch import NODES_AHEAD, prefetch
 from lightning_gnnopt.sampling.rng import GOLDEN, ONE, bounded, mix64
@@ -23,7 +23,7 @@ _LARGEST = np.finfo(np.float64).max
 _NODES_AHEAD = 32
 
 
-class WeightedDraw(Draw):
+class WeightedDraw(AppendingDraw):
     """Up to `size` in-edges of each node, one after another in proportion to the weights of those that are left.
 
     This is successive sampling (Yates & Grundy, "Selection without replacement from within strata with probability
@@ -76,14 +76,6 @@ class WeightedDraw(Draw):
         self._weight = weight
         self._table = np.empty(len(weight), np.uint64)
         build_alias_tables(self._indptr, weight, self._table)
-
-    @override
-    def __call__(
-        self, frontier: NDArray[np.integer], size: int, key: np.uint64, *, time: NDArray[np.number] | None
-    ) -> Drawn:
-        positions, cols = Buffer(self.topology.position_dtype, 0), Buffer(np.int32, 0)
-        colptr, _ = self.append(frontier, size, key, positions, cols, first=0, time=time)
-        return Drawn(positions.finish(), colptr)
 
     @override
     def append(

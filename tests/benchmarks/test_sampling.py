@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from benchmarks import access, kernels, labor, peers, sampling
+from benchmarks import access, kernels, labor, peers, sampling, sides
 from lightning_gnnopt.sampling import NeighborSampler, Topology
 
 TINY = sampling.Scale(nodes=2**12, rounds=1, batches=1)
@@ -34,7 +34,7 @@ def test_the_bound_reads_what_a_sampled_edge_must(graph: Topology) -> None:
 
 
 def test_all_sides_get_the_same_seeds(graph: Topology) -> None:
-    one, other = sampling.SeedStream(graph, 3), sampling.SeedStream(graph, 3)
+    one, other = sides.SeedStream(graph, 3), sides.SeedStream(graph, 3)
     for number in range(2):
         for nodes, same in zip(one.run(number), other.run(number), strict=True):
             assert np.array_equal(nodes, same)
@@ -43,8 +43,8 @@ def test_all_sides_get_the_same_seeds(graph: Topology) -> None:
 
 
 def test_two_threads_do_the_work_of_one(graph: Topology) -> None:
-    sampler, seeds = NeighborSampler(graph, (5, 5)), sampling.SeedStream(graph, 4)
-    one, two = sampling.our_side(sampler, seeds)(), sampling.our_side(sampler, seeds, threads=2)()
+    sampler, seeds = NeighborSampler(graph, (5, 5)), sides.SeedStream(graph, 4)
+    one, two = sides.our_side(sampler, seeds)(), sides.our_side(sampler, seeds, threads=2)()
     assert (one.batches, one.nodes, one.edges) == (two.batches, two.nodes, two.edges)
     assert one.batches == 4
 
@@ -56,8 +56,8 @@ def test_a_peer_is_given_the_seeds_and_fan_outs(graph: Topology) -> None:
         asked.append((len(nodes), tuple(fanouts)))
         return 7, 11
 
-    run = sampling.peer_side(sample, (3, 2), sampling.SeedStream(graph, 2))()
-    size = min(sampling.BATCH_SIZE, int((np.diff(graph.indptr) > 0).sum()))
+    run = sides.peer_side(sample, (3, 2), sides.SeedStream(graph, 2))()
+    size = min(sides.BATCH_SIZE, int((np.diff(graph.indptr) > 0).sum()))
     assert asked == [(size, (3, 2))] * 2
     assert (run.batches, run.nodes, run.edges) == (2, 14, 22)
 
@@ -102,7 +102,7 @@ def test_every_sampler_is_measured(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_variants_of_a_pass_do_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
     graph = sampling.rmat(1024, 20)
-    hop = kernels.Hop(graph, NeighborSampler(graph, sampling.DEEP), sampling.SeedStream(graph, 1).run(0)[0], 3)
+    hop = kernels.Hop(graph, NeighborSampler(graph, sampling.DEEP), sides.SeedStream(graph, 1).run(0)[0], 3)
     room, cols = np.empty(kernels.FANOUT * graph.num_nodes, graph.position_dtype), np.empty_like(hop.sources)
     arguments = (graph.indptr, hop.frontier, kernels.FANOUT, hop.key, hop.colptr.copy(), room, cols)
     for ahead in (0, 16):
@@ -113,8 +113,8 @@ def test_variants_of_a_pass_do_the_same(monkeypatch: pytest.MonkeyPatch) -> None
     for ahead in (0, 64):
         kernels._read(graph.indices, hop.positions, out, ahead)
         assert np.array_equal(out, hop.sources)
-    sides = kernels._numbers(graph)
-    assert len({side(hop) for side in sides.values()}) == 1
+    variants = kernels._numbers(graph)
+    assert len({side(hop) for side in variants.values()}) == 1
 
 
 @pytest.mark.slow
