@@ -108,10 +108,8 @@ def links(graph: Topology, fanouts: Sequence[int]) -> OurFunction:
 
 def edge_types(graph: Topology, fanouts: Sequence[int]) -> OurFunction:
     """Call every other edge a type of its own."""
-    row, col = (
-        torch.from_numpy(graph.indices),
-        torch.from_numpy(np.repeat(np.arange(graph.num_nodes), np.diff(graph.indptr))),
-    )
+    row = torch.from_numpy(graph.indices)
+    col = torch.from_numpy(np.repeat(np.arange(graph.num_nodes), np.diff(graph.indptr)))
     edges = {("node", f"to{k}", "node"): torch.stack([row[k::2].long(), col[k::2]]) for k in range(2)}
     sampler = HeteroNeighborSampler(HeteroTopology.from_edge_index_dict(edges, {"node": graph.num_nodes}), fanouts)
 

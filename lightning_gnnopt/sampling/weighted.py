@@ -74,6 +74,7 @@ class WeightedDraw(AppendingDraw):
             self._kept = np.flatnonzero(positive).astype(topology.position_dtype)
             weight = weight[positive]
         self._weight = weight
+        self._longest = int(np.diff(self._indptr).max(initial=0))
         self._table = np.empty(len(weight), np.uint64)
         build_alias_tables(self._indptr, weight, self._table)
 
@@ -89,6 +90,8 @@ class WeightedDraw(AppendingDraw):
         first: int,
         time: NDArray[np.number] | None,
     ) -> tuple[NDArray[np.int64], None]:
+        if not self.replace:
+            size = min(size, self._longest)  # the kernel's ring has room for this many draws of a node
         room, colptr = room_for(self._indptr, frontier, size, self.replace)
         out = positions.tail(room)
         graph = self._indptr, self._table, self._weight

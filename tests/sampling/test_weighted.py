@@ -157,6 +157,13 @@ def test_with_replacement_each_draw_follows_the_weights() -> None:
     assert fit_p_value(pairs[expected > 0], times * expected[expected > 0]) > SIGNIFICANCE
 
 
+@pytest.mark.parametrize("size", [3, 10**9, 2**40])
+def test_a_fan_out_above_all_degrees_takes_every_weighted_edge(size: int) -> None:
+    draw = WeightedDraw(star(4), np.array([1.0, 0.0, 2.0, 3.0]))
+    drawn = draw(np.array([0, 1], np.int32), size, KEY, time=None)
+    assert (drawn.positions.tolist(), drawn.colptr.tolist()) == ([0, 2, 3], [0, 3, 3])
+
+
 def test_the_coin_is_the_lower_half_of_the_word_that_gives_the_column() -> None:
     """An alias table in plain Python, its thresholds at the coins themselves: at one, the other edge is drawn."""
     draw, places = WeightedDraw(star(4), np.ones(4), replace=True), range(200)
