@@ -14,14 +14,16 @@ from lightning_gnnopt.loading.seeds import SeedOrder
 class GroupOrder(SeedOrder):
     """The order of groups of seeds; a batch is all seeds of `groups_per_batch` groups.
 
-    Groups are shuffled, shared among ranks and wrapped around as `SeedOrder` does it with seeds. Groups without a seed
-    are left out. Batches differ in size as their groups do.
+    Groups are shuffled, shared among ranks, wrapped around and counted as `SeedOrder` does it with seeds, so that all
+    ranks have equally many batches. Groups without a seed are left out. Batches differ in size as their groups do.
 
     Args:
         groups: The group of each seed, integers of shape ``(S,)``.
         groups_per_batch: Groups per batch and rank.
         shuffle: Whether to permute the groups anew in each epoch; they go by their number otherwise.
         drop_last: Whether to leave out a last batch of fewer groups than the others.
+        pad: Whether to fill up the ranks' shares to the same number of groups instead of having each group once; by
+            default as `shuffle` says.
         seed: The run's seed.
         rank: This process.
         world_size: Number of processes.
@@ -46,6 +48,7 @@ class GroupOrder(SeedOrder):
         *,
         shuffle: bool = False,
         drop_last: bool = False,
+        pad: bool | None = None,
         seed: int = 0,
         rank: int = 0,
         world_size: int = 1,
@@ -60,6 +63,7 @@ class GroupOrder(SeedOrder):
             groups_per_batch,
             shuffle=shuffle,
             drop_last=drop_last,
+            pad=pad,
             seed=seed,
             rank=rank,
             world_size=world_size,

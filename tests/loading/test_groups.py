@@ -17,28 +17,37 @@ def batches(order: GroupOrder, epoch: int = 0) -> list[list[int]]:
     return [order.batch(groups, index).tolist() for index in range(len(order))]
 
 
-@settings(deadline=None)
-@given(group_lists, st.integers(1, 4), st.integers(1, 3), st.booleans(), st.integers(0, 3))
-def test_a_batch_is_all_seeds_of_its_groups(
-    groups: list[int], size: int, world_size: int, shuffle: bool, epoch: int
+@settings(deadline=None, max_examples=200)
+@given(group_lists, st.integers(1, 4), st.integers(1, 4), st.booleans(), st.booleans(), st.integers(0, 3))
+def test_a_batch_is_all_seeds_of_its_groups_and_all_ranks_have_equally_many(
+    groups: list[int], size: int, world_size: int, shuffle: bool, pad: bool, epoch: int
 ) -> None:
     found: list[int] = []
-    lengths = set()
+    lengths, repeated = set(), set()
     for rank in range(world_size):
-        order = GroupOrder(np.array(groups), size, shuffle=shuffle, seed=3, rank=rank, world_size=world_size)
+        order = GroupOrder(np.array(groups), size, shuffle=shuffle, pad=pad, seed=3, rank=rank, world_size=world_size)
         lengths.add(len(order))
+        repeated.add(order.num_repeated)
         for batch in batches(order, epoch):
             chosen = {groups[place] for place in batch}
             assert sorted(batch) == [place for place, group in enumerate(groups) if group in chosen]
-            assert len(chosen) <= size
+            assert 1 <= len(chosen) <= size
             found += sorted(chosen)
     different = sorted(set(groups))
     assert set(found) == set(different)
-    if shuffle:
-        assert len(lengths) == 1
-        assert len(found) == -(-len(different) // world_size) * world_size  # padded by wrapping around
-    else:
-        assert sorted(found) == different
+    (length,) = lengths
+    # Padding fills up the shares; otherwise a group comes twice only if there are fewer of them than batches.
+    expected = -len(different) % world_size if pad else max(0, length * world_size - len(different))
+    assert repeated == {expected}
+    assert len(found) == len(different) + expected
+
+
+def test_a_rank_with_a_group_less_has_as_many_batches() -> None:
+    groups = np.array([0, 1, 2, 2, 3, 4])
+    orders = [GroupOrder(groups, 2, rank=rank, world_size=2) for rank in (0, 1)]
+    assert [batches(order) for order in orders] == [[[0, 2, 3], [5]], [[1], [4]]]
+    padded = [GroupOrder(groups, 2, pad=True, rank=rank, world_size=2) for rank in (0, 1)]
+    assert [batches(order) for order in padded] == [[[0, 2, 3], [5]], [[1, 4], [0]]]
 
 
 def test_groups_are_shuffled_by_seed_and_epoch_and_never_torn() -> None:
