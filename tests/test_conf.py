@@ -130,7 +130,7 @@ def test_none_choices_are_empty() -> None:
 
 def test_callbacks_merge_and_can_be_removed() -> None:
     config = composed("callbacks=[default,early_stopping]", "~callbacks.progress_bar")
-    assert set(config.callbacks) == {"model_checkpoint", "run_summary", "early_stopping"}
+    assert set(config.callbacks) == {"model_checkpoint", "run_summary", "loader_monitor", "early_stopping"}
 
 
 @pytest.mark.parametrize("recipe", options("experiment"))

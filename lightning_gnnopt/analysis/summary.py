@@ -14,6 +14,7 @@ from lightning.pytorch.trainer.states import TrainerFn
 from rich.table import Table
 from typing_extensions import override
 
+from lightning_gnnopt._units import format_bytes
 from lightning_gnnopt.loading import LoaderStats
 from lightning_gnnopt.memory import PeakMeter
 
@@ -79,7 +80,7 @@ class RunSummary(Callback):
         self._start_clock(trainer)
 
     def _start_clock(self, trainer: L.Trainer) -> None:
-        stats = _loader_stats(trainer)
+        stats = loader_stats(trainer)
         self._loader_before = None if stats is None else stats.copy()
         self._mark = time.perf_counter()
 
@@ -115,7 +116,7 @@ class RunSummary(Callback):
 
     @override
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        stats = _loader_stats(trainer)
+        stats = loader_stats(trainer)
         if self.epochs and stats is not None and self._loader_before is not None:
             record = self.epochs[-1]
             record.loader = stats - self._loader_before
@@ -172,10 +173,7 @@ class RunSummary(Callback):
             rows["Waiting for batches"] = f"{wait_s / len(epochs):.3f} s per epoch, {_share(wait_s, train_s)} of it"
         counted = [epoch.loader for epoch in epochs if epoch.loader is not None]
         if counted:
-            edges, sample_s = sum(c.edges for c in counted), sum(c.sample_s for c in counted)
-            rows["Sampled edges/s"] = (
-                f"{edges / max(sample_s, 1e-9):,.0f} per worker ({edges / len(counted):,.0f} an epoch)"
-            )
+            rows |= _loading_rows(counted)
         if self.peak_bytes is not None and self._meter is not None:
             rows["Device"] = str(self._meter.device)
             rows["Peak memory"] = f"{self.peak_bytes / 2**20:,.0f} MiB ({self._meter.source})"
@@ -183,10 +181,35 @@ class RunSummary(Callback):
         return rows
 
 
-def _loader_stats(trainer: L.Trainer) -> LoaderStats | None:
+def loader_stats(trainer: L.Trainer) -> LoaderStats | None:
+    """Find what the loader of the training batches counts; None if it does not count."""
     stats = getattr(trainer.train_dataloader, "stats", None)
     return stats if isinstance(stats, LoaderStats) else None
 
 
 def _share(part: float, whole: float) -> str:
     return f"{part / whole:.0%}" if whole > 0 else "0%"
+
+
+def _loading_rows(counted: list[LoaderStats]) -> dict[str, str]:
+    """Say what loading cost over some epochs."""
+    total = sum(counted, LoaderStats())
+    batches = max(total.batches, 1)
+    rows = {
+        "A batch": f"{total.nodes / batches:,.0f} nodes, {total.edges / batches:,.0f} edges,"
+        f" {format_bytes(total.nbytes / batches)}",
+        "Preparing it": f"{1000 * total.sample_s / batches:.1f} ms sampling,"
+        f" {1000 * total.slice_s / batches:.1f} ms slicing, {total.queue_depth:.1f} batches ready",
+    }
+    if total.copies:
+        copies = total.copies / batches
+        rows["Moving it"] = (
+            f"{1000 * total.transfer_s / batches:.1f} ms, {format_bytes(total.moved_bytes / batches)} in {copies:g}"
+            f" {'copy' if copies == 1 else 'copies'}"
+        )
+    if total.cache_hit_rate is not None:
+        rows["Feature cache"] = f"{total.cache_hit_rate:.1%} of the rows were on the device"
+    rows["Sampled edges/s"] = (
+        f"{total.edges / max(total.sample_s, 1e-9):,.0f} per worker ({total.edges / len(counted):,.0f} an epoch)"
+    )
+    return rows

@@ -1,33 +1,29 @@
-"""From ids to a PyG batch: slice every attribute of the graph to a subgraph's nodes and edges."""
+"""From ids to a PyG batch: every attribute of the graph, cut to a subgraph's nodes and edges."""
 
 from __future__ import annotations
 
 import copy
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from torch import Tensor
+from torch_geometric import EdgeIndex
 from torch_geometric.data import Data
 
+from lightning_gnnopt._names import unknown_name
+from lightning_gnnopt.loading.attributes import Attribute, sort_attributes
 from lightning_gnnopt.loading.features import FeatureStore
+from lightning_gnnopt.loading.fields import array_field, edge_index_field, ids_field
+from lightning_gnnopt.loading.plan import BatchPlan, Field
 from lightning_gnnopt.sampling import Subgraph, Topology
+from lightning_gnnopt.sampling.kernels import gather
 
-_EDGE_ID = "e_id"
-_IN_DEGREE = "in_degree"
+EdgeFormat = Literal["coo", "csc"]
+EDGE_FORMATS = ("coo", "csc")
 _FROM_SAMPLER = ("edge_norm", "node_norm", "batch")
-
-
-class _Attribute:
-    """An attribute of all nodes, or of all edges; `dim` is the one that counts them."""
-
-    def __init__(self, values: Tensor, dim: int) -> None:
-        self._store = FeatureStore(values.movedim(dim, 0) if dim else values)
-        self._dim = dim
-
-    def cut(self, ids: Tensor) -> Tensor:
-        rows = self._store.rows(ids)
-        return rows.movedim(0, self._dim) if self._dim else rows
+_COLPTR = "colptr"
 
 
 class BatchBuilder:
@@ -44,26 +40,32 @@ class BatchBuilder:
         topology: Its topology; must hold edge ids if the graph has edge attributes or `edge_id` is set.
         edge_id: Add ``e_id``, each edge's column in the graph's ``edge_index``.
         in_degree: Add ``in_degree``, each node's in-degree in the whole graph (self loops not counted).
+        stores: Where the rows of some attributes of nodes are, by name, instead of in `data`.
+        edge_format: ``"coo"``: ``edge_index`` is an int64 tensor. ``"csc"``: it is a PyG `EdgeIndex` in int32, sorted
+            by destination where the sampler's edges are, with the compressed columns that fused layers look for.
+
+    Raises:
+        ValueError: If edge ids are missing or `edge_format` is unknown.
     """
 
-    def __init__(self, data: Data, topology: Topology, *, edge_id: bool = False, in_degree: bool = False) -> None:
+    def __init__(
+        self,
+        data: Data,
+        topology: Topology,
+        *,
+        edge_id: bool = False,
+        in_degree: bool = False,
+        stores: Mapping[str, FeatureStore] | None = None,
+        edge_format: EdgeFormat = "coo",
+    ) -> None:
+        if edge_format not in EDGE_FORMATS:
+            raise ValueError(unknown_name("edge_format", edge_format, EDGE_FORMATS))
         self.topology = topology
         self.edge_id = edge_id
         self.in_degree = in_degree
-        self._of_nodes: dict[str, _Attribute] = {}
-        self._of_edges: dict[str, _Attribute] = {}
-        self._template = Data()
-        for name, value in data.to_dict().items():
-            if name in ("edge_index", "num_nodes"):
-                continue
-            if isinstance(value, np.ndarray) and value.dtype.kind in "biufc":
-                value = torch.from_numpy(value)  # as PyG does
-            if isinstance(value, Tensor) and data.is_node_attr(name):
-                self._of_nodes[name] = _Attribute(value, data.__cat_dim__(name, value))
-            elif isinstance(value, Tensor) and data.is_edge_attr(name):
-                self._of_edges[name] = _Attribute(value, data.__cat_dim__(name, value))
-            else:
-                self._template[name] = value
+        self.edge_format = edge_format
+        self.of_nodes, self._of_edges, others = sort_attributes(data, stores)
+        self._template = Data.from_dict(others)
         if topology.edge_ids is None and (edge_id or self._of_edges):
             raise ValueError(
                 "`topology` must hold edge ids to slice"
@@ -71,55 +73,101 @@ class BatchBuilder:
                 " HINT: build it with `Topology.from_edge_index(..., edge_ids=True)`."
             )
 
+        # Rows are gathered without a look at the ids: too few of them would be a read beyond the end.
+        for name, attribute in self.of_nodes.items():
+            if attribute.store.num_rows != topology.num_nodes:
+                raise ValueError(
+                    f"`{name}` must hold one row for each of the topology's {topology.num_nodes:,} nodes, but has"
+                    f" {attribute.store.num_rows:,}. HINT: build the topology from the same graph."
+                )
+        for name, attribute in self._of_edges.items():
+            if attribute.store.num_rows != topology.num_edges:
+                raise ValueError(
+                    f"`{name}` must hold one row for each of the topology's {topology.num_edges:,} edges, but has"
+                    f" {attribute.store.num_rows:,}. HINT: build the topology from the same graph."
+                )
+
     @staticmethod
     def needs_edge_ids(data: Data) -> bool:
         """Whether the graph has attributes of edges."""
         return any(name != "edge_index" and data.is_edge_attr(name) for name in data.keys())  # noqa: SIM118
 
-    def build(self, subgraph: Subgraph, input_id: NDArray[np.int64]) -> Data:
-        """Slice the graph's attributes to one subgraph.
+    def plan(self, subgraph: Subgraph, input_id: NDArray[np.int64]) -> BatchPlan:
+        """Lay out the batch of one subgraph.
 
         Args:
             subgraph: What was sampled.
             input_id: The seeds' positions among the loader's input nodes, shape ``(B,)``.
 
         Returns:
-            The batch.
+            The batch, to be written.
 
         Raises:
             ValueError: If the sampler gives something by the name of an attribute of the graph.
         """
-        batch = copy.copy(self._template)
+        fields: dict[str, Field] = {}
+        cut: dict[str, Attribute] = {}
+        for name, attribute in self.of_nodes.items():
+            fields[name], cut[name] = attribute.field(subgraph.n_id), attribute
+        counts = subgraph.num_sampled_nodes
+        # Nodes of the last hop are nobody's destination.
+        num_targets = subgraph.num_nodes if counts is None or len(counts) < 2 else sum(counts[:-1])
+        narrow = self.edge_format == "csc"
+        fields["edge_index"], colptr = edge_index_field(subgraph.row, subgraph.col, num_targets, narrow=narrow)
+        if narrow and colptr is not None:
+            rest = np.full(subgraph.num_nodes - num_targets, subgraph.num_edges, np.int32)
+            fields[_COLPTR] = array_field(np.concatenate([colptr, rest]))
+        if self.topology.edge_ids is not None and (self.edge_id or self._of_edges):
+            e_id = gather(self.topology.edge_ids, subgraph.positions)
+            for name, attribute in self._of_edges.items():
+                fields[name], cut[name] = attribute.field(e_id), attribute
+            if self.edge_id:
+                fields["e_id"] = ids_field(e_id)
+        if self.in_degree:
+            fields["in_degree"] = array_field(self.topology.in_degrees[subgraph.n_id])
+        for name, value in self._given(subgraph).items():
+            fields[name] = ids_field(value) if value.dtype.kind == "i" else array_field(value)
+        fields["n_id"], fields["input_id"] = ids_field(subgraph.n_id), ids_field(input_id)
+        names = list(fields)
+
+        def assemble(tensors: Sequence[Tensor]) -> Data:
+            batch = copy.copy(self._template)
+            named = dict(zip(names, tensors, strict=True))
+            if narrow:
+                named["edge_index"] = _compressed(named["edge_index"], named.pop(_COLPTR, None), subgraph.num_nodes)
+            for name, tensor in named.items():
+                batch[name] = cut[name].place(tensor) if name in cut else tensor
+            batch.num_nodes = subgraph.num_nodes
+            batch.batch_size = subgraph.batch_size
+            if subgraph.num_sampled_nodes is not None and subgraph.num_sampled_edges is not None:
+                batch.num_sampled_nodes = list(subgraph.num_sampled_nodes)
+                batch.num_sampled_edges = list(subgraph.num_sampled_edges)
+            return batch
+
+        return BatchPlan(list(fields.values()), assemble, subgraph.num_nodes, subgraph.num_edges)
+
+    def build(self, subgraph: Subgraph, input_id: NDArray[np.int64]) -> Data:
+        """Write the batch of one subgraph into memory of its own; see :meth:`plan`."""
+        batch: Data = self.plan(subgraph, input_id).write()
+        return batch
+
+    def _given(self, subgraph: Subgraph) -> dict[str, NDArray[Any]]:
+        """What the sampler says beyond ids and counts."""
         given = {name: value for name in _FROM_SAMPLER if (value := getattr(subgraph, name)) is not None}
         for name in given:
-            if name in self._of_nodes or name in self._of_edges or name in self._template:
+            if name in self.of_nodes or name in self._of_edges or name in self._template:
                 raise ValueError(
                     f"`{name}` of a batch is what the sampler says, but the graph has an attribute of that name too."
                     f" HINT: rename `data.{name}`, or delete it."
                 )
-        n_id = _long(subgraph.n_id)
-        for name, attribute in self._of_nodes.items():
-            batch[name] = attribute.cut(n_id)
-        batch.edge_index = torch.stack([_long(subgraph.row), _long(subgraph.col)])
-        if self.topology.edge_ids is not None and (self.edge_id or self._of_edges):
-            e_id = _long(self.topology.edge_ids[subgraph.positions])
-            for name, attribute in self._of_edges.items():
-                batch[name] = attribute.cut(e_id)
-            if self.edge_id:
-                batch[_EDGE_ID] = e_id
-        if self.in_degree:
-            batch[_IN_DEGREE] = torch.from_numpy(self.topology.in_degrees[subgraph.n_id])
-        for name, value in given.items():
-            batch[name] = _long(value) if value.dtype.kind == "i" else torch.from_numpy(value)
-        batch.num_nodes = subgraph.num_nodes
-        batch.n_id = n_id
-        batch.input_id = _long(input_id)
-        batch.batch_size = subgraph.batch_size
-        if subgraph.num_sampled_nodes is not None and subgraph.num_sampled_edges is not None:
-            batch.num_sampled_nodes = list(subgraph.num_sampled_nodes)
-            batch.num_sampled_edges = list(subgraph.num_sampled_edges)
-        return batch
+        return given
 
 
-def _long(ids: NDArray[np.integer]) -> Tensor:
-    return torch.from_numpy(ids.astype(np.int64, copy=False))
+def _compressed(edge_index: Tensor, colptr: Tensor | None, num_nodes: int) -> EdgeIndex:
+    """Tell PyG's layers what is known of an edge index."""
+    size = (num_nodes, num_nodes)
+    if colptr is None:
+        return EdgeIndex(edge_index, sparse_size=size)
+    result = EdgeIndex(edge_index, sparse_size=size, sort_order="col")
+    result._indptr = colptr  # what `fill_cache_` would compute
+    return result

@@ -13,13 +13,14 @@ from torch_geometric.data import Data
 from lightning_gnnopt.sampling import NodeSampler
 
 
-def check_graph(data: Data) -> None:
+def check_graph(data: Data, *, has_features: bool = False) -> None:
     """Refuse a graph that cannot be sampled or would train to NaN.
 
     Whether ``edge_index`` stays inside the graph is checked where it is sorted (`Topology.from_edge_index`).
 
     Args:
         data: The graph.
+        has_features: Whether its features lie elsewhere than in ``x``, which is then not looked at.
 
     Raises:
         TypeError: If it is not a homogeneous PyG `Data`.
@@ -38,6 +39,23 @@ def check_graph(data: Data) -> None:
             "`data` must hold `edge_index` of shape (2, E), but it has none."
             " HINT: leave out the `ToSparseTensor` transform; the sampler sorts the edges itself."
         )
+    if not has_features:
+        _check_x(data)
+    if data.y is None:
+        return
+    if data.y.dim() not in (1, 2) or data.y.size(0) != data.num_nodes:
+        raise ValueError(
+            f"`y` must be of shape (N,) or (N, C) for the graph's {data.num_nodes:,} nodes, but its shape is"
+            f" {tuple(data.y.shape)}. HINT: unlabelled nodes have label -1 and stay out of the masks."
+        )
+    if not is_multilabel(data.y) and data.y.is_floating_point():
+        raise ValueError(
+            f"`y` must hold integers, the class of each node, but its type is {data.y.dtype}."
+            " HINT: `data.y = data.y.long()` if they are classes; there is no regression yet."
+        )
+
+
+def _check_x(data: Data) -> None:
     if data.x is None:
         raise ValueError(
             "`data` must hold node features `x` of shape (N, F), but it has none."
@@ -64,18 +82,6 @@ def check_graph(data: Data) -> None:
                 f"`x` must be finite, but {num_bad:,} of its {values.numel():,} values are NaN or infinite."
                 " HINT: `torch.nan_to_num` replaces them; find out first where they come from."
             )
-    if data.y is None:
-        return
-    if data.y.dim() not in (1, 2) or data.y.size(0) != data.num_nodes:
-        raise ValueError(
-            f"`y` must be of shape (N,) or (N, C) for the graph's {data.num_nodes:,} nodes, but its shape is"
-            f" {tuple(data.y.shape)}. HINT: unlabelled nodes have label -1 and stay out of the masks."
-        )
-    if not is_multilabel(data.y) and data.y.is_floating_point():
-        raise ValueError(
-            f"`y` must hold integers, the class of each node, but its type is {data.y.dtype}."
-            " HINT: `data.y = data.y.long()` if they are classes; there is no regression yet."
-        )
 
 
 def split_nodes(data: Data, stage: str) -> Tensor | None:

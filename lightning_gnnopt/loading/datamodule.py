@@ -1,42 +1,48 @@
-"""GraphDataModule: a graph in, prefetched batches out."""
+"""GraphDataModule: a graph in, batches on the device out."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any, Literal
 
 import lightning as L
 import numpy as np
 import torch
+import torch.distributed as dist
+from lightning.pytorch.utilities import rank_zero_warn
 from numpy.typing import NDArray
-from torch_geometric.data import Data
+from torch_geometric.data import Data, HeteroData
 from typing_extensions import override
 
 from lightning_gnnopt._names import unknown_name
-from lightning_gnnopt.loading.batches import BatchBuilder
-from lightning_gnnopt.loading.checks import (
-    check_graph,
-    check_labels,
-    check_model,
-    count_classes,
-    is_multilabel,
-    split_nodes,
-)
-from lightning_gnnopt.loading.groups import GroupOrder
+from lightning_gnnopt._units import parse_bytes
+from lightning_gnnopt.loading.batches import EdgeFormat
+from lightning_gnnopt.loading.cached_features import CachedFeatures
+from lightning_gnnopt.loading.caching import CACHE_POLICIES, CachePolicy, cache_rows
+from lightning_gnnopt.loading.features import FeatureStore
 from lightning_gnnopt.loading.layerwise import LayerwiseModel, NodeOutputs, layerwise_outputs
+from lightning_gnnopt.loading.links import LinkTask
+from lightning_gnnopt.loading.node_task import NodeTask
+from lightning_gnnopt.loading.pipeline import PipelineOptions
+from lightning_gnnopt.loading.placement import DevicePlacement, HostPlacement, Placement
 from lightning_gnnopt.loading.prefetch import PrefetchLoader
-from lightning_gnnopt.loading.samplers import SamplerMaker, graph_options, refuse_evaluation, trains_only
 from lightning_gnnopt.loading.seeds import SeedOrder
+from lightning_gnnopt.loading.sharing import shared_on_machine
+from lightning_gnnopt.loading.streams import DeviceStreams, streams_of
+from lightning_gnnopt.loading.task import GraphTask, Surroundings
+from lightning_gnnopt.loading.tasks import make_task
 from lightning_gnnopt.loading.transform import SubgraphTransform
-from lightning_gnnopt.sampling import NodeSampler, SeedsOnlySampler, Topology, check_fanouts
+from lightning_gnnopt.sampling import HeteroNeighborSampler, HeteroTopology, NodeSampler, Topology
+from lightning_gnnopt.sampling.hetero_topology import EdgeType
 
 _EVAL_MODES = ("sampled", "layerwise")
-_LABELLED_STAGES = ("train", "val", "test")
+_STAGES_OF = {"fit": ("train", "val"), "validate": ("val",), "test": ("test",), "predict": ("predict",)}
 
 
 class GraphDataModule(L.LightningDataModule):
-    """Loads sampled batches of one graph, prepared in threads before the training step asks for them.
+    """Loads sampled batches of one graph, prepared in threads and on the device before the training step asks for them.
 
     Batches look like those of PyG's `NeighborLoader`: ``x, y, edge_index, n_id, input_id, batch_size,
     num_sampled_nodes, num_sampled_edges``, the seeds in the first ``batch_size`` rows, and every further attribute of
@@ -44,17 +50,27 @@ class GraphDataModule(L.LightningDataModule):
     a mask has no loader. `predict` runs over ``predict_mask``, or else over all nodes.
 
     A batch depends on the seed, the epoch and its number only: it is the same bits for any number of workers and on
-    every run. Under DDP each process draws its own share of the seeds.
+    every run. Under DDP each process draws its own share of the seeds, all make equally many steps, and the processes
+    of a machine share one copy of the graph. It works without Lightning too: ``for batch in
+    datamodule.train_dataloader()``.
+
+    On a CUDA device, a batch is copied to it on a side stream while the step before computes. `PrefetchLoader` says how
+    long a batch may be kept.
 
     Args:
-        data: The graph: homogeneous, with features ``x`` (dense or sparse) and ``edge_index``.
+        data: The graph: a `Data` with features ``x`` (dense or sparse) and ``edge_index``, or a `HeteroData`.
         num_neighbors: Fan-out of each hop, the seeds' own first; -1 takes all neighbours. One number per layer of the
-            model. ``[15, 10]`` if neither this nor a built `sampler` says otherwise.
+            model. ``[15, 10]`` if neither this nor a built `sampler` says otherwise. Of a `HeteroData`, for all edge
+            types or a dict of them.
         batch_size: Seeds per batch and process; of GraphSAINT's samplers, draws or walks, of which there are never more
             in a batch than there are training nodes. In training with a sampler that groups its seeds, such as
             `ClusterSampler`, a batch is as many groups as the sampler says instead.
         num_workers: Threads that prepare batches; 0 prepares each batch when it is asked for.
         prefetch_factor: Batches prepared ahead, per worker.
+        max_bytes_in_flight: Bytes of the batches prepared ahead, all together, as a number or with a unit; None does
+            not count them.
+        timeout_s: Seconds after which a worker that makes no progress is reported by name and ends the run; None waits
+            for ever.
         sampler: Name of a sampler that takes `num_neighbors` or needs no argument, or a function that builds one from a
             `Topology`. If it has an argument `roots` that is None, it is given the training nodes.
         weight_attr: Name of an attribute of edges: in-edges are drawn in proportion to it. The sampler must take
@@ -69,15 +85,33 @@ class GraphDataModule(L.LightningDataModule):
         eval_num_neighbors: Fan-outs of sampled evaluation, node by node; by default the `sampler` evaluates as it
             trains. The same neighbours are drawn in every epoch. ``[-1, -1]`` makes it exact.
         eval_batch_size: Seeds per batch in evaluation; `batch_size` by default.
+        layerwise_bytes: Host memory for one layer's outputs in layer-wise evaluation, as a number or with a unit; more
+            than that lies in a temporary file. None allows a quarter of the memory that is free.
         shuffle: Whether training permutes its seeds in each epoch.
         drop_last: Whether training leaves out a last batch that is smaller than the others.
         seed: Keys the random numbers; by default the number given to `lightning.seed_everything`, or else 0.
         edge_id: Add ``e_id`` to each batch: its edges' columns in ``data.edge_index``.
+        edge_format: ``"coo"``: ``edge_index`` is an int64 tensor. ``"csc"``: a PyG `EdgeIndex` in int32 with compressed
+            columns, for layers that make use of them.
+        features: Where the features lie instead of in ``data.x``: the path of an ``.npy`` file of shape ``(N, F)``,
+            which is mapped into memory and may be larger than it, or a `FeatureStore`.
+        feature_dtype: Keep ``x`` as ``"float16"``, ``"bfloat16"`` or ``"int8"`` (with a scale for each column): less
+            memory, fewer bytes to slice and to copy. Batches get its own type back.
+        cache: Device memory for the rows of ``x`` that are asked for most often, as a number of bytes or with a unit;
+            ``"auto"`` takes a quarter of what is free. They need not be sliced and copied; batches are the same bits.
+        cache_policy: How these rows are chosen. ``"vip"``: by their chance to be in a batch (SALIENT++), for uniform
+            neighbour sampling; ``"presample"``: by drawing some epochs (GNNLab); ``"degree"``: by the number of their
+            out-edges (PaGraph); ``"auto"``: ``"vip"`` where that can be, else ``"presample"``.
+        device: Where batches go when no Trainer says so: the CPU by default.
+        share_memory: Whether the processes of a machine share one copy of the graph under DDP.
         transforms: Look at each training subgraph before its features are copied, and may replace it.
         num_classes: Number of classes; counted from the labels by default.
+        input_type: Of a `HeteroData`, the type of the nodes to train on; by default the one that has masks.
+        links: Links to train on instead of nodes, and the negatives to draw; masks are not looked at then. All stages
+            sample `data`, so pass the training graph of `RandomLinkSplit`.
 
     Raises:
-        TypeError: If `data` is not a homogeneous `Data`.
+        TypeError: If `data` is neither a `Data` nor a `HeteroData`.
         ValueError: If the graph, its labels or masks, or an argument is not what is said above, or sampled evaluation
             is asked of a sampler whose batches are subgraphs to train on (clusters, GraphSAINT).
 
@@ -92,78 +126,115 @@ class GraphDataModule(L.LightningDataModule):
 
     def __init__(
         self,
-        data: Data,
+        data: Data | HeteroData,
         *,
-        num_neighbors: Sequence[int] | None = None,
+        num_neighbors: Sequence[int] | Mapping[EdgeType, Sequence[int]] | None = None,
         batch_size: int = 1024,
         num_workers: int = 2,
         prefetch_factor: int = 2,
-        sampler: str | Callable[..., NodeSampler] = "neighbor",
+        max_bytes_in_flight: int | str | None = "2GiB",
+        timeout_s: float | None = 600.0,
+        sampler: str | Callable[..., NodeSampler | HeteroNeighborSampler] = "neighbor",
         weight_attr: str | None = None,
         time_attr: str | None = None,
         input_time_attr: str | None = None,
         eval_mode: Literal["sampled", "layerwise"] = "sampled",
-        eval_num_neighbors: Sequence[int] | None = None,
+        eval_num_neighbors: Sequence[int] | Mapping[EdgeType, Sequence[int]] | None = None,
         eval_batch_size: int | None = None,
+        layerwise_bytes: int | str | None = None,
         shuffle: bool = True,
         drop_last: bool = False,
         seed: int | None = None,
         edge_id: bool = False,
+        edge_format: EdgeFormat = "coo",
+        features: str | os.PathLike[str] | FeatureStore | None = None,
+        feature_dtype: str | None = None,
+        cache: int | str = 0,
+        cache_policy: CachePolicy = "auto",
+        device: torch.device | str | DeviceStreams | None = None,
+        share_memory: bool = True,
         transforms: Sequence[SubgraphTransform] = (),
         num_classes: int | None = None,
+        input_type: str | None = None,
+        links: LinkTask | None = None,
     ) -> None:
         super().__init__()
-        check_graph(data)
         if eval_mode not in _EVAL_MODES:
             raise ValueError(unknown_name("eval_mode", eval_mode, _EVAL_MODES))
+        if cache_policy not in CACHE_POLICIES:
+            raise ValueError(unknown_name("cache_policy", cache_policy, CACHE_POLICIES))
         if eval_mode == "layerwise" and eval_num_neighbors is not None:
             raise ValueError(
                 f"`eval_num_neighbors` must be left out with `eval_mode='layerwise'`, but got {eval_num_neighbors}."
                 " HINT: layer-wise evaluation always takes all neighbours; `eval_mode='sampled'` uses fan-outs."
             )
-        if eval_num_neighbors is not None:
-            eval_num_neighbors = check_fanouts(eval_num_neighbors, name="eval_num_neighbors")
         if eval_mode == "layerwise" and time_attr is not None:
             raise ValueError(
                 f"`eval_mode='layerwise'` takes all neighbours, those from after a seed's time too, but `time_attr` is"
                 f" {time_attr!r}. HINT: `eval_num_neighbors=[-1, -1]` evaluates on the whole past of each seed."
             )
-        options = graph_options(data, weight_attr=weight_attr, time_attr=time_attr, input_time_attr=input_time_attr)
-        self._make = SamplerMaker(sampler, num_neighbors, options)
-        if self._make.trains_only and eval_mode == "sampled" and eval_num_neighbors is None:
-            raise refuse_evaluation("this `sampler`")
-        self.data = data
+        self._task: GraphTask = make_task(
+            data,
+            links=links,
+            input_type=input_type,
+            layerwise=eval_mode == "layerwise",
+            cached=cache != 0,
+            sampler=sampler,
+            num_neighbors=num_neighbors,
+            eval_num_neighbors=eval_num_neighbors,
+            edge_id=edge_id,
+            num_classes=num_classes,
+            weight_attr=weight_attr,
+            time_attr=time_attr,
+            input_time_attr=input_time_attr,
+            edge_format=edge_format,
+            features=features,
+            feature_dtype=feature_dtype,
+        )
+        self._options = PipelineOptions(
+            num_workers=num_workers,
+            prefetch_factor=prefetch_factor,
+            max_bytes_in_flight=max_bytes_in_flight,
+            timeout_s=timeout_s,
+        )
         self.batch_size = batch_size
-        self.num_workers = num_workers
-        self.prefetch_factor = prefetch_factor
         self.eval_mode = eval_mode
         self.eval_batch_size = batch_size if eval_batch_size is None else eval_batch_size
+        self.layerwise_bytes = None if layerwise_bytes is None else parse_bytes(layerwise_bytes, name="layerwise_bytes")
         self.shuffle = shuffle
         self.drop_last = drop_last
         self.seed = seed
-        self.edge_id = edge_id
+        self.cache = cache if cache == "auto" else parse_bytes(cache, name="cache")
+        self.cache_policy: CachePolicy = cache_policy
+        self.device = device
+        self.share_memory = share_memory
         self.transforms = list(transforms)
-        self._eval_num_neighbors = eval_num_neighbors
-        self._input_time = None if input_time_attr is None else torch.as_tensor(data[input_time_attr]).cpu().numpy()
-        self._nodes = {stage: nodes for stage in _LABELLED_STAGES if (nodes := split_nodes(data, stage)) is not None}
-        if self._nodes or data.y is not None:
-            self._num_classes = count_classes(data.y) if num_classes is None and data.y is not None else num_classes
-            check_labels(data.y, self._nodes.items(), self._num_classes or 0)
-        else:
-            self._num_classes = num_classes
-        predict = split_nodes(data, "predict")
-        self._nodes["predict"] = torch.arange(data.num_nodes) if predict is None else predict
         for size in (batch_size, self.eval_batch_size):
             SeedOrder(1, size)  # refuses a size below 1 here rather than when training starts
-        self._topology: Topology | None = None
-        self._sampler: NodeSampler | None = None
-        self._eval_sampler: NodeSampler | None = None
-        self._builder: BatchBuilder | None = None
+        self._placement: Placement | None = None
+        self._cached: FeatureStore | None = None
+        self._is_built = False
+        self._warm: set[str] = set()
+
+    @property
+    def data(self) -> Any:
+        """The graph; under DDP, after `setup`, in memory that the processes of a machine share."""
+        return self._task.data
+
+    @property
+    def num_workers(self) -> int:
+        """Threads that prepare batches."""
+        return self._options.num_workers
+
+    @property
+    def prefetch_factor(self) -> int:
+        """Batches prepared ahead, per worker."""
+        return self._options.prefetch_factor
 
     @property
     def num_features(self) -> int:
         """Number of features per node."""
-        return int(self.data.x.size(1))
+        return self._task.num_features
 
     @property
     def num_classes(self) -> int:
@@ -172,112 +243,80 @@ class GraphDataModule(L.LightningDataModule):
         Raises:
             ValueError: If the graph has no labels and no `num_classes` was given.
         """
-        if self._num_classes is None:
-            raise ValueError(
-                "`num_classes` is not known, because `data` holds no labels `y`. HINT: pass `num_classes=...`."
-            )
-        return self._num_classes
+        return self._task.num_classes
 
     @property
     def multilabel(self) -> bool:
         """Whether a node can have several labels (``y`` of shape ``(N, C)``)."""
-        return is_multilabel(self.data.y)
+        return self._task.multilabel
 
     @property
-    def topology(self) -> Topology:
+    def topology(self) -> Topology | HeteroTopology:
         """The graph by destination; built at first use, shared by all loaders."""
-        if self._topology is None:
-            ids = self.edge_id or BatchBuilder.needs_edge_ids(self.data)
-            self._topology = Topology.from_edge_index(self.data.edge_index, self.data.num_nodes, edge_ids=ids)
-        return self._topology
+        topology: Topology | HeteroTopology = self._task.topology
+        return topology
 
     @property
-    def sampler(self) -> NodeSampler:
+    def sampler(self) -> NodeSampler | HeteroNeighborSampler:
         """Draws the training batches."""
-        if self._sampler is None:
-            train = self._nodes.get("train")
-            self._sampler = self._make.for_training(self.topology, None if train is None else train.numpy())
-        return self._sampler
+        sampler: NodeSampler | HeteroNeighborSampler = self._task.sampler("train")
+        return sampler
 
     @property
-    def eval_sampler(self) -> NodeSampler:
+    def eval_sampler(self) -> NodeSampler | HeteroNeighborSampler:
         """Draws the batches of validation, test and prediction."""
-        if self._eval_sampler is None:
-            if self.eval_mode == "layerwise":
-                self._eval_sampler = SeedsOnlySampler(self.topology)
-            elif self._eval_num_neighbors is not None:
-                self._eval_sampler = self._make.for_evaluation(self.topology, self._eval_num_neighbors)
-            elif trains_only(self.sampler):
-                raise refuse_evaluation(type(self.sampler).__name__)
-            else:
-                self._eval_sampler = self.sampler
-        return self._eval_sampler
+        sampler: NodeSampler | HeteroNeighborSampler = self._task.sampler("val")
+        return sampler
+
+    @property
+    def cached_features(self) -> CachedFeatures | None:
+        """The rows of ``x`` on the device, with their hit rate; None without a cache."""
+        return self._cached if isinstance(self._cached, CachedFeatures) else None
+
+    @property
+    def placement(self) -> Placement:
+        """Where batches go; shared by all loaders, so that they reuse each other's buffers."""
+        streams = self._streams()
+        if self._placement is None or getattr(self._placement, "streams", None) is not streams:
+            self._placement = HostPlacement() if streams is None else DevicePlacement(streams)
+            self._cached = None
+        return self._placement
 
     @override
     def setup(self, stage: str) -> None:
-        module = None if self.trainer is None else self.trainer.lightning_module
-        in_degree = bool(getattr(module, "needs_in_degree", False))
-        if self._builder is None or self._builder.in_degree != in_degree:
-            self._builder = BatchBuilder(self.data, self.topology, edge_id=self.edge_id, in_degree=in_degree)
-        if module is not None:
-            samplers = {"layer_sizes" if hasattr(self.sampler, "layer_sizes") else "num_neighbors": self.sampler}
-            if self.eval_mode == "sampled" and self.eval_sampler is not self.sampler:
-                samplers["eval_num_neighbors"] = self.eval_sampler
-            check_model(module, samplers, num_classes=self._num_classes, layerwise=self.eval_mode == "layerwise")
+        trainer = self.trainer
+        share = None
+        if trainer is not None and self.share_memory and dist.is_available() and dist.is_initialized():
+            share = partial(shared_on_machine, node_rank=trainer.node_rank, local_rank=trainer.local_rank)
+        surroundings = Surroundings(
+            module=None if trainer is None else trainer.lightning_module,
+            share=share,
+            cache=self._cache_rows if self.cache else None,
+        )
+        self._task.build(surroundings)
+        self._is_built = True
+        for name in _STAGES_OF.get(stage, ()):
+            if self._task.has(name) and name not in self._warm:
+                self._warm.add(name)
+                self._loader(name).warm_up()
 
     @override
     def train_dataloader(self) -> PrefetchLoader:
-        if "train" not in self._nodes:
-            raise ValueError(
-                "`data` must hold `train_mask` to train on, but it has none."
-                " HINT: `torch_geometric.transforms.RandomNodeSplit` makes the three masks."
-            )
+        if not self._task.has("train"):
+            raise self._task.missing("train")
         return self._loader("train")
 
     @override
     def val_dataloader(self) -> PrefetchLoader | list[Any]:
-        return self._loader("val") if "val" in self._nodes else []
+        return self._loader("val") if self._task.has("val") else []
 
     @override
     def test_dataloader(self) -> PrefetchLoader | list[Any]:
-        return self._loader("test") if "test" in self._nodes else []
+        return self._loader("test") if self._task.has("test") else []
 
     @override
-    def predict_dataloader(self) -> PrefetchLoader:
-        return self._loader("predict")
-
-    def _loader(self, stage: str) -> PrefetchLoader:
-        if self._builder is None:
-            self.setup(stage)
-        assert self._builder is not None
-        train, trainer = stage == "train", self.trainer
-        nodes = self._nodes[stage].numpy()
-        # Lightning overfits on the first batches: they must be the same in each epoch
-        overfit = bool(getattr(trainer, "overfit_batches", 0))
-        sampler = self.sampler if train else self.eval_sampler
-        arguments: dict[str, Any] = {
-            "shuffle": train and self.shuffle and not overfit,
-            "drop_last": train and self.drop_last,
-            "seed": _default_seed() if self.seed is None else self.seed,
-            "rank": trainer.global_rank if trainer else 0,
-            "world_size": trainer.world_size if trainer else 1,
-        }
-        groups = getattr(sampler, "seed_groups", None)
-        if groups is None:
-            order = SeedOrder(len(nodes), self.batch_size if train else self.eval_batch_size, **arguments)
-        else:
-            order = GroupOrder(groups[nodes], getattr(sampler, "groups_per_batch", 1), **arguments)
-        return PrefetchLoader(
-            sampler,
-            self._builder,
-            nodes,
-            order,
-            num_workers=self.num_workers,
-            prefetch_factor=self.prefetch_factor,
-            transforms=self.transforms if train else (),
-            redraw=train and not overfit,
-            input_time=None if self._input_time is None else self._input_time[nodes],
-        )
+    def predict_dataloader(self) -> PrefetchLoader | list[Any]:
+        return self._loader("predict") if self._task.has("predict") else []
 
     def layerwise_outputs(self, model: LayerwiseModel, stage: str) -> NodeOutputs:
         """Compute a model's outputs for a split, exactly and one layer at a time.
@@ -298,20 +337,97 @@ class GraphDataModule(L.LightningDataModule):
                 f" jumping knowledge, but got {type(model).__name__}. HINT: use `eval_mode='sampled'` with"
                 " `eval_num_neighbors=[-1, ...]`."
             )
+        if not isinstance(self._task, NodeTask):
+            raise ValueError(
+                "Layer-wise outputs are those of nodes of a homogeneous graph. HINT: use `eval_mode='sampled'`."
+            )
         return layerwise_outputs(
             model,
-            self.topology,
-            self.data.x,
-            self._nodes[stage].numpy(),
+            self._task.topology,
+            self._task.store,
+            self._task.nodes(stage),
             batch_size=self.eval_batch_size,
-            num_workers=self.num_workers,
+            options=self._options,
+            placement=self.placement,
             device=next(model.parameters()).device if isinstance(model, torch.nn.Module) else "cpu",
             in_degree=bool(getattr(model, "needs_in_degree", False)),
+            max_bytes=self.layerwise_bytes,
         )
 
     def nodes(self, stage: str) -> NDArray[np.int64]:
-        """Global ids of a split's nodes, in the order of its loader; empty if the graph has no such split."""
-        return self._nodes[stage].numpy() if stage in self._nodes else np.empty(0, np.int64)
+        """Ids of a split's nodes, in the order of its loader; empty if the graph has no such split."""
+        return self._task.nodes(stage)
+
+    def _loader(self, stage: str) -> PrefetchLoader:
+        if not self._is_built:
+            self.setup(stage)
+        return PrefetchLoader(
+            self._task.source(stage),
+            self._order(stage),
+            num_workers=self._options.num_workers,
+            prefetch_factor=self._options.prefetch_factor,
+            max_bytes_in_flight=self._options.max_bytes_in_flight,
+            timeout_s=self._options.timeout_s,
+            transforms=self.transforms if stage == "train" else (),
+            redraw=stage == "train" and not self._overfits,
+            placement=self.placement,
+        )
+
+    def _order(self, stage: str) -> SeedOrder:
+        train, trainer = stage == "train", self.trainer
+        return self._task.order(
+            stage,
+            self.batch_size if train else self.eval_batch_size,
+            shuffle=train and self.shuffle and not self._overfits,
+            pad=train,
+            drop_last=train and self.drop_last,
+            seed=_default_seed() if self.seed is None else self.seed,
+            rank=trainer.global_rank if trainer else 0,
+            world_size=trainer.world_size if trainer else 1,
+        )
+
+    @property
+    def _overfits(self) -> bool:
+        """Whether Lightning overfits on the first batches: they must be the same in each epoch."""
+        return bool(getattr(self.trainer, "overfit_batches", 0))
+
+    def _streams(self) -> DeviceStreams | None:
+        device = self.device
+        if device is None:
+            device = getattr(getattr(self.trainer, "strategy", None), "root_device", "cpu")
+        if not isinstance(device, str | torch.device):
+            return device
+        held = getattr(self._placement, "streams", None)
+        wanted = torch.device(device)
+        if held is not None and held.device.type == wanted.type and wanted.index in (None, held.device.index):
+            streams: DeviceStreams = held
+            return streams
+        return streams_of(wanted)
+
+    def _cache_rows(self, task: GraphTask, store: FeatureStore) -> FeatureStore:
+        placement = self.placement
+        if not isinstance(placement, DevicePlacement):
+            rank_zero_warn(
+                f"`cache={self.cache!r}` is of no use where batches stay in host memory, as they do on this device."
+                " HINT: leave it out, or train on a CUDA device."
+            )
+            return store
+        if not task.has("train") or not isinstance(task, NodeTask):
+            return store
+        if self._cached is None:
+            self._cached = cache_rows(
+                store,
+                task.source("train"),
+                self._order("train"),
+                budget=self.cache,
+                policy=self.cache_policy,
+                streams=placement.streams,
+            )
+        return self._cached
+
+    def __getstate__(self) -> dict[str, Any]:
+        # Buffers and what lies on a device are made anew where it arrives.
+        return {**self.__dict__, "_placement": None, "_cached": None, "_is_built": False, "_warm": set()}
 
 
 def _default_seed() -> int:

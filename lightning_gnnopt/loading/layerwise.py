@@ -6,18 +6,26 @@ on to the next touches each edge once per layer (Hamilton, Ying & Leskovec, Neur
 
 from __future__ import annotations
 
+import math
+import tempfile
+from collections.abc import Sequence
 from contextlib import closing
+from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
 import numpy as np
+import psutil
 import torch
 from numba import njit
 from numpy.typing import NDArray
 from torch import Tensor
 
-from lightning_gnnopt.loading.features import FeatureStore
-from lightning_gnnopt.loading.ordered import OrderedPrefetch
-from lightning_gnnopt.sampling import NeighborSampler, SampleKey, Topology
+from lightning_gnnopt.loading.features import FeatureStore, feature_store
+from lightning_gnnopt.loading.fields import array_field, edge_index_field, rows_field
+from lightning_gnnopt.loading.pipeline import BatchPipeline, PipelineOptions, Stages
+from lightning_gnnopt.loading.placement import HostPlacement, Placement
+from lightning_gnnopt.loading.plan import BatchPlan
+from lightning_gnnopt.sampling import NeighborSampler, SampleKey, Subgraph, Topology
 
 
 @runtime_checkable
@@ -65,63 +73,112 @@ class NodeOutputs:
 def layerwise_outputs(
     model: LayerwiseModel,
     topology: Topology,
-    features: Tensor,
+    features: Tensor | FeatureStore,
     nodes: NDArray[np.int64],
     *,
     batch_size: int,
-    num_workers: int = 0,
+    options: PipelineOptions | None = None,
+    placement: Placement | None = None,
     device: torch.device | str = "cpu",
     in_degree: bool = False,
+    max_bytes: int | None = None,
 ) -> NodeOutputs:
-    """Compute a model's outputs from full neighbourhoods, layer by layer.
+    """Compute a model's outputs from full neighbourhoods, layer by layer, through the pipeline that training uses.
 
-    Only nodes that the asked ones depend on are computed: those within ``L - k`` hops in layer ``k``. One layer's
-    outputs are held in host memory at a time; the device holds one batch.
+    Only nodes that the asked ones depend on are computed: those within ``L - k`` hops in layer ``k``. The device holds
+    the batches in flight; the host holds two layers' outputs at a time, in temporary files if they are large.
 
     Args:
         model: The model, in evaluation mode.
         topology: The graph.
-        features: Node features of shape ``(N, F)``, dense or sparse.
+        features: Node features of shape ``(N, F)``, dense or sparse, or a store of them.
         nodes: The asked nodes, global ids without repeats.
         batch_size: Destinations per batch.
-        num_workers: Threads that prepare batches.
+        options: How far batches are prepared ahead; by default each when it is asked for.
+        placement: Brings batches to the device; by default they are written in host memory and moved from there.
         device: Where the layers run.
         in_degree: Pass each batch's in-degrees in the whole graph to the model.
+        max_bytes: Host memory for one layer's outputs, beyond which they lie in a temporary file. None allows a quarter
+            of what is free.
 
     Returns:
-        Outputs of the asked nodes, in host memory.
+        Outputs of the asked nodes.
     """
+    options = PipelineOptions(num_workers=0) if options is None else options
+    placement = HostPlacement() if placement is None else placement
+    max_bytes = psutil.virtual_memory().available // 4 if max_bytes is None else max_bytes
     needed = _needed_per_layer(topology, nodes, model.num_layers)
-    sampler = NeighborSampler(topology, [-1])
-    values, row_of = features, np.arange(topology.num_nodes, dtype=np.int64)
+    values: Tensor | FeatureStore = features
+    row_of = np.arange(topology.num_nodes, dtype=np.int64)
     for layer, targets in enumerate(needed):
-        inputs = FeatureStore(values)
-
-        def prepare(
-            first: int,
-            targets: NDArray[np.int64] = targets,
-            inputs: FeatureStore = inputs,
-            row_of: NDArray[np.int64] = row_of,
-        ) -> tuple[Tensor, Tensor, int, dict[str, Tensor]]:
-            batch = sampler.sample(targets[first : first + batch_size], SampleKey(0))
-            x = inputs.rows(torch.from_numpy(row_of[batch.n_id]))
-            edge_index = torch.from_numpy(np.stack([batch.row, batch.col]).astype(np.int64))
-            extra = {"in_degree": torch.from_numpy(topology.in_degrees[batch.n_id])} if in_degree else {}
-            return x, edge_index, batch.batch_size, extra
-
-        firsts = range(0, len(targets), batch_size)
-        prefetch = OrderedPrefetch(prepare, firsts, num_workers=num_workers, max_ahead=max(1, 2 * num_workers))
-        outputs = []
-        with closing(iter(prefetch)) as batches:
-            for x, edge_index, size, extra in batches:
+        stages = _LayerStages(topology, feature_store(values), row_of, targets, batch_size, in_degree, layer).stages()
+        pipeline = BatchPipeline(stages, range(-(-len(targets) // batch_size)), options=options, placement=placement)
+        outputs: Tensor | None = None
+        with closing(iter(pipeline)) as batches:
+            first = 0
+            for placed, _ in batches:
+                x, edge_index, size, extra = placed.take()
                 on_device = {name: value.to(device) for name, value in extra.items()}
-                outputs.append(
-                    model.inference_per_layer(layer, x.to(device), edge_index.to(device), size, **on_device).cpu()
-                )
-        values = torch.cat(outputs)
+                out = model.inference_per_layer(layer, x.to(device), edge_index.to(device), size, **on_device)
+                if outputs is None:
+                    outputs = _room((len(targets), *out.shape[1:]), out.dtype, max_bytes)
+                outputs[first : first + size].copy_(out)
+                first += size
+                del x, edge_index, extra, on_device, out  # before the next batch is waited for
+        assert outputs is not None
+        values = outputs
         row_of = np.full(topology.num_nodes, -1, dtype=np.int64)
         row_of[targets] = np.arange(len(targets))
+    assert isinstance(values, Tensor)
     return NodeOutputs(values, torch.from_numpy(row_of))
+
+
+@dataclass(frozen=True, eq=False)
+class _LayerStages:
+    """What is prepared for one layer: one-hop batches over full neighbourhoods."""
+
+    topology: Topology
+    inputs: FeatureStore
+    row_of: NDArray[np.int64]
+    targets: NDArray[np.int64]
+    batch_size: int
+    in_degree: bool
+    layer: int
+
+    def stages(self) -> Stages:
+        sampler = NeighborSampler(self.topology, [-1])
+
+        def sample(index: int) -> Subgraph:
+            first = index * self.batch_size
+            return sampler.sample(self.targets[first : first + self.batch_size], SampleKey(0))
+
+        return Stages(
+            sample=sample,
+            plan=lambda index, subgraph: self._plan(subgraph),
+            describe=lambda index: f"batch {index} of layer {self.layer} of a layer-wise evaluation",
+        )
+
+    def _plan(self, subgraph: Subgraph) -> BatchPlan:
+        edges, _ = edge_index_field(subgraph.row, subgraph.col, subgraph.batch_size)
+        fields = [rows_field(self.inputs, self.row_of[subgraph.n_id]), edges]
+        if self.in_degree:
+            fields.append(array_field(self.topology.in_degrees[subgraph.n_id]))
+
+        def assemble(tensors: Sequence[Tensor]) -> tuple[Tensor, Tensor, int, dict[str, Tensor]]:
+            x, edge_index, *rest = tensors
+            return x, edge_index, subgraph.batch_size, dict(zip(("in_degree",), rest, strict=False))
+
+        return BatchPlan(fields, assemble, subgraph.num_nodes, subgraph.num_edges)
+
+
+def _room(shape: tuple[int, ...], dtype: torch.dtype, max_bytes: int) -> Tensor:
+    """Make room for a layer's outputs: in memory, or in a file that goes with the tensor."""
+    nbytes = math.prod(shape) * dtype.itemsize
+    if nbytes <= max_bytes:
+        return torch.empty(shape, dtype=dtype)
+    with tempfile.TemporaryFile(prefix="gnnopt-layer-") as file:
+        mapped = np.memmap(file, np.uint8, "w+", shape=(nbytes,))
+    return torch.from_numpy(mapped).view(dtype).view(shape)
 
 
 def _needed_per_layer(topology: Topology, nodes: NDArray[np.int64], num_layers: int) -> list[NDArray[np.int64]]:

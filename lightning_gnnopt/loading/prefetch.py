@@ -1,23 +1,22 @@
-"""PrefetchLoader: batches are sampled and sliced in worker threads before the training step asks for them."""
+"""PrefetchLoader: batches are sampled, sliced and on the device before the training step asks for them."""
 
 from __future__ import annotations
 
-import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from contextlib import closing
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from torch_geometric.data import Data
+from torch_geometric.data import Data, HeteroData
 
-from lightning_gnnopt.loading.batches import BatchBuilder
-from lightning_gnnopt.loading.ordered import OrderedPrefetch
-from lightning_gnnopt.loading.own_seeds import OwnSeeds
+from lightning_gnnopt.loading.pipeline import BatchPipeline, PipelineOptions, Stages
+from lightning_gnnopt.loading.placement import HostPlacement, Placement
 from lightning_gnnopt.loading.seeds import EpochSampler, FixedSampler, SeedOrder
+from lightning_gnnopt.loading.sources import BatchSource
 from lightning_gnnopt.loading.stats import LoaderStats
 from lightning_gnnopt.loading.transform import SubgraphTransform
-from lightning_gnnopt.sampling import NodeSampler, SampleKey, Subgraph
+from lightning_gnnopt.sampling import SampleKey
 
 
 class PrefetchLoader:
@@ -28,54 +27,53 @@ class PrefetchLoader:
     next one. Its position is part of Lightning's checkpoints, so a resumed run goes on with the batch after the last
     one that was delivered.
 
-    A sampler with `draws_own_seeds`, such as GraphSAINT's, is given seeds as any other, and what it draws is the batch:
-    the input nodes among its nodes become the seeds.
+    A batch is the consumer's for as long as it keeps one of its tensors: ``list(loader)`` holds as many batches as
+    it says. Large tensors of a batch, on a device all of them, share one reused buffer, which is free again when the
+    last of them is dropped; keep a small one beyond the step with ``.clone()``. On a device this goes by the stream
+    that was current when the batch was asked for; work on other streams has to be waited for before a batch is
+    dropped.
 
     Args:
-        sampler: Draws the subgraphs.
-        builder: Slices the graph's attributes to them.
-        input_nodes: Seeds, global ids of shape ``(S,)``.
-        order: Which seeds stand in which batch.
-        num_workers: Threads that prepare batches; 0 prepares each batch when it is asked for.
+        source: What the batches are made from.
+        order: Which inputs stand in which batch.
+        num_workers: Threads that prepare batches, each a whole batch; 0 prepares each batch when it is asked for.
         prefetch_factor: Batches prepared ahead, per worker.
+        max_bytes_in_flight: Bytes of the batches that are being written or wait to be asked for, all together, as a
+            number or with a unit (``"2GiB"``); a batch that is larger goes alone. None counts batches only.
+        timeout_s: Seconds without a sign of the worker whose batch is due after which a `TimeoutError` names it; None
+            waits for ever.
         transforms: Applied to each subgraph between sampling and slicing, in this order.
         redraw: Whether each epoch draws other neighbours; evaluation keeps them.
-        input_time: The time of each seed, shape ``(S,)``, for a temporal sampler; None takes its nodes' own.
+        placement: Where the batches go, `HostPlacement` by default; `DevicePlacement` brings them to a device.
 
     Raises:
-        ValueError: If `num_workers` is negative, `prefetch_factor` below 1, or `input_nodes` empty.
+        ValueError: If an option is out of its range.
     """
 
     def __init__(
         self,
-        sampler: NodeSampler,
-        builder: BatchBuilder,
-        input_nodes: NDArray[np.integer],
+        source: BatchSource,
         order: SeedOrder,
         *,
         num_workers: int = 2,
         prefetch_factor: int = 2,
+        max_bytes_in_flight: int | str | None = "2GiB",
+        timeout_s: float | None = 600.0,
         transforms: Sequence[SubgraphTransform] = (),
         redraw: bool = True,
-        input_time: NDArray[Any] | None = None,
+        placement: Placement | None = None,
     ) -> None:
-        if num_workers < 0:
-            raise ValueError(f"`num_workers` must be 0 or more, but got {num_workers}. HINT: 0 uses no threads.")
-        if prefetch_factor < 1:
-            raise ValueError(
-                f"`prefetch_factor` must be at least 1, but got {prefetch_factor}."
-                " HINT: `num_workers=0` prepares no batch ahead."
-            )
-        self.node_sampler = sampler
-        self.builder = builder
-        self.input_nodes = sampler.check_seeds(input_nodes)
-        self.input_time = input_time
-        self._own_seeds = OwnSeeds(sampler, self.input_nodes) if getattr(sampler, "draws_own_seeds", False) else None
+        self.options = PipelineOptions(
+            num_workers=num_workers,
+            prefetch_factor=prefetch_factor,
+            max_bytes_in_flight=max_bytes_in_flight,
+            timeout_s=timeout_s,
+        )
+        self.source = source
         self.order = order
-        self.num_workers = num_workers
-        self.prefetch_factor = prefetch_factor
         self.transforms = tuple(transforms)
         self.redraw = redraw
+        self.placement = HostPlacement() if placement is None else placement
         # Lightning reads these two as it does on a DataLoader; batches are cut by `order`, not by a batch sampler.
         self.batch_sampler = None
         self.sampler = EpochSampler(order) if order.shuffle else FixedSampler(order)
@@ -85,8 +83,18 @@ class PrefetchLoader:
 
     @property
     def batch_size(self) -> int:
-        """Seeds per batch; groups of seeds, if `order` shuffles groups."""
+        """Inputs per batch; groups of seeds, if `order` shuffles groups."""
         return self.order.batch_size
+
+    @property
+    def num_workers(self) -> int:
+        """Threads that prepare batches."""
+        return self.options.num_workers
+
+    @property
+    def prefetch_factor(self) -> int:
+        """Batches prepared ahead, per worker."""
+        return self.options.prefetch_factor
 
     def __len__(self) -> int:
         """Batches per epoch (on this rank)."""
@@ -96,82 +104,105 @@ class PrefetchLoader:
         """Choose the epoch that the next pass draws."""
         self.sampler.set_epoch(epoch)
 
-    def __iter__(self) -> Iterator[Data]:
+    def __iter__(self) -> Generator[Data | HeteroData, None, None]:
         """Deliver one epoch's batches, from the first one that was not yet delivered if the loader was resumed."""
         epoch = self.sampler.current_epoch
         # Lightning may start another epoch than the one that was resumed, if `limit_train_batches` ended that early.
         start = self._num_delivered(epoch) if self._resumed else 0
         self._resumed, self._delivered = False, (epoch, start)
-        seed_order = self.order.epoch(epoch)
-
-        def prepare(index: int) -> tuple[Data, LoaderStats]:
-            try:
-                return self._prepare(epoch, index, self.order.batch(seed_order, index))
-            except Exception as error:
-                error.add_note(f"This happened while batch {index} of epoch {epoch} was prepared.")
-                raise
-
-        prefetch = OrderedPrefetch(
-            prepare,
-            range(start, len(self)),
-            num_workers=self.num_workers,
-            max_ahead=max(1, self.num_workers * self.prefetch_factor),
+        pipeline = BatchPipeline(
+            self._stages(epoch), range(start, len(self)), options=self.options, placement=self.placement
         )
-        with closing(iter(prefetch)) as batches:
-            asked = time.perf_counter()
-            for index, (batch, stats) in enumerate(batches, start):
-                stats.wait_s = time.perf_counter() - asked
+        with closing(iter(pipeline)) as batches:
+            for index, (placed, stats) in enumerate(batches, start):
                 self.stats += stats
                 self._delivered = (epoch, index + 1)
-                yield batch
-                asked = time.perf_counter()
+                yield placed.take()  # and keep no reference: the consumer decides when the batch goes
+        self.stats.transfer_s += pipeline.last_transfers_s()
         if self.sampler.current_epoch == epoch:
             self.sampler.set_epoch(epoch + 1)
 
-    def _prepare(self, epoch: int, index: int, input_id: NDArray[np.int64]) -> tuple[Data, LoaderStats]:
-        seeds = self.input_nodes[input_id]
-        order = self.order
-        key = SampleKey(order.seed, epoch if self.redraw else 0, index * order.world_size + order.rank)
+    def warm_up(self) -> None:
+        """Prepare the first batch and drop it, so that no kernel is compiled while training waits.
 
-        sample = self.node_sampler.sample if self._own_seeds is None else self._own_seeds.sample
-        # A sampler that knows no times need not take any.
-        options = {} if self.input_time is None else {"time": self.input_time[input_id]}
+        Transforms are left out: they may keep count of what they see.
+        """
+        stages = self._stages(self.sampler.current_epoch, transforms=())
+        if len(self):
+            plan = stages.plan(0, stages.sample(0))
+            self.placement.expect(self.options.max_ahead)
+            self.placement.place(plan).take()
 
-        def resample(attempt: int) -> Subgraph:
-            return sample(seeds, key._replace(attempt=attempt), **options)
+    def _stages(self, epoch: int, *, transforms: Sequence[SubgraphTransform] | None = None) -> Stages:
+        order, source = self.order, self.source
+        transforms = self.transforms if transforms is None else transforms
+        seed_order = order.epoch(epoch)
 
-        started = time.perf_counter()
-        subgraph = resample(0)
-        for transform in self.transforms:
-            subgraph = transform(subgraph, resample)
-        if self._own_seeds is not None:
-            input_id = self._own_seeds.input_id(subgraph)
-        sampled = time.perf_counter()
-        batch = self.builder.build(subgraph, input_id)
-        return batch, LoaderStats(
-            batches=1,
-            nodes=subgraph.num_nodes,
-            edges=subgraph.num_edges,
-            sample_s=sampled - started,
-            slice_s=time.perf_counter() - sampled,
+        def inputs(index: int) -> NDArray[np.int64]:
+            return order.batch(seed_order, index)
+
+        def sample(index: int) -> Any:
+            input_id = inputs(index)
+            key = SampleKey(order.seed, epoch if self.redraw else 0, index * order.world_size + order.rank)
+            return transformed(lambda attempt: source.sample(input_id, key._replace(attempt=attempt)))
+
+        def transformed(resample: Callable[[int], Any]) -> Any:
+            sampled = resample(0)
+            for transform in transforms:
+                sampled = transform(sampled, resample)
+            return sampled
+
+        return Stages(
+            sample=sample,
+            plan=lambda index, sampled: source.plan(sampled, inputs(index)),
+            describe=lambda index: f"batch {index} of epoch {epoch}",
         )
 
     def state_dict(self) -> dict[str, Any]:
-        """Where the loader stands: the epoch and the number of its batches that were delivered."""
+        """Where the loader stands: the epoch and the number of its batches that were delivered.
+
+        With it, what its batches depend on, to tell if a loader that goes on from there would draw others.
+        """
         epoch = self.sampler.current_epoch
-        return {"epoch": epoch, "batch": self._num_delivered(epoch)}
+        return {"epoch": epoch, "batch": self._num_delivered(epoch), **self._order_state()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on after the last delivered batch; a finished epoch is followed by the next one."""
+        """Go on after the last delivered batch; a finished epoch is followed by the next one.
+
+        Raises:
+            ValueError: If the state is of the middle of an epoch whose batches were others than this loader's.
+        """
         epoch, batch = int(state["epoch"]), int(state["batch"])
-        self.sampler.set_epoch(epoch + 1 if batch >= len(self) else epoch)
-        self._delivered, self._resumed = (epoch, batch), True
+        own = self._order_state()
+        others = {name: (state[name], value) for name, value in own.items() if state.get(name, value) != value}
+        if others and 0 < batch < int(state.get("num_batches", len(self))):
+            changes = ", ".join(f"`{name}` {was} (now {now})" for name, (was, now) in others.items())
+            raise ValueError(
+                f"The checkpoint was saved after batch {batch} of epoch {epoch} of a loader with {changes}: the rest of"
+                " that epoch cannot be told from what was trained already. HINT: resume with the same settings, or from"
+                " a checkpoint saved at the end of an epoch."
+            )
+        finished = batch >= int(state.get("num_batches", len(self)))
+        self.sampler.set_epoch(epoch + 1 if finished else epoch)
+        self._delivered, self._resumed = (epoch, len(self) if finished else batch), True
+
+    def _order_state(self) -> dict[str, Any]:
+        order = self.order
+        return {
+            "num_batches": len(self),
+            "num_inputs": self.source.num_inputs,
+            "batch_size": order.batch_size,
+            "seed": order.seed,
+            "world_size": order.world_size,
+            "shuffle": order.shuffle,
+            "pad": order.pad,
+        }
 
     def _num_delivered(self, epoch: int) -> int:
         return self._delivered[1] if self._delivered[0] == epoch else 0
 
     def __repr__(self) -> str:
         return (
-            f"{type(self).__name__}({self.node_sampler!r}, batch_size={self.batch_size},"
+            f"{type(self).__name__}({self.source!r}, batch_size={self.batch_size},"
             f" batches={len(self)}, num_workers={self.num_workers})"
         )

@@ -7,6 +7,7 @@ from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
+from torch_geometric import EdgeIndex
 
 from lightning_gnnopt._names import unknown_name
 
@@ -95,7 +96,8 @@ class SampledGNN(nn.Module):
 
         Args:
             x: Node features of shape ``(N, in_channels)``; in a sampled batch the seeds come first, then hop after hop.
-            edge_index: Long tensor of shape ``(2, E)``, source above destination, in a sampled batch hop after hop.
+            edge_index: Long tensor of shape ``(2, E)``, source above destination, in a sampled batch hop after hop; or
+                an `EdgeIndex`.
             num_sampled_nodes_per_hop: ``[seeds, hop 1, ...]``, ``H + 1`` counts with ``H >= num_layers``.
             num_sampled_edges_per_hop: ``[hop 1, ...]``, ``H`` counts.
             in_degree: Shape ``(N,)``, each node's number of in-edges in the full graph, self loops not counted. Only
@@ -110,6 +112,8 @@ class SampledGNN(nn.Module):
             ValueError: If the per-hop counts are too few for the net's depth or do not fit `x` and `edge_index`, or
                 `edge_norm` does not fit `edge_index`.
         """
+        if isinstance(edge_index, EdgeIndex):
+            edge_index = edge_index.as_tensor().long()  # it is cut hop by hop, and not compressed then
         if (num_sampled_nodes_per_hop is None) != (num_sampled_edges_per_hop is None):
             raise ValueError(
                 "`num_sampled_nodes_per_hop` and `num_sampled_edges_per_hop` must be given together, but one is None."

@@ -124,6 +124,10 @@ class HeteroTopology:
         """Bytes of the arrays."""
         return sum(relation.nbytes for relation in self.relations.values())
 
+    def share(self) -> HeteroTopology:
+        """Copy the arrays into memory that processes share; see `Topology.share`."""
+        return type(self)(self.num_nodes, {name: relation.share() for name, relation in self.relations.items()})
+
     def __repr__(self) -> str:
         nodes = ", ".join(f"{name}={count:,}" for name, count in self.num_nodes.items())
         edges = ", ".join(f"{'__'.join(name)}={relation.num_edges:,}" for name, relation in self.relations.items())

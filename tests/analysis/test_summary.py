@@ -125,7 +125,20 @@ def rendered(summary: RunSummary) -> str:
 def test_table_of_known_numbers(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.chdir(tmp_path)
     summary = RunSummary()
-    stats = LoaderStats(batches=4, edges=3_000_000, sample_s=1.5)
+    stats = LoaderStats(
+        batches=4,
+        nodes=6_000,
+        edges=3_000_000,
+        sample_s=1.5,
+        slice_s=0.5,
+        transfer_s=0.1,
+        queued=10,
+        nbytes=4 * 3 * 2**20,
+        moved_bytes=4 * 2 * 2**20,
+        copies=4,
+        cache_lookups=8,
+        cache_hits=3,
+    )
     summary.epochs = [
         EpochRecord(train_s=9.0, wait_s=8.0, loader=stats),
         EpochRecord(train_s=2.0, wait_s=0.1, loader=stats),
@@ -142,6 +155,10 @@ def test_table_of_known_numbers(monkeypatch: pytest.MonkeyPatch, tmp_path: Path)
         ("Best val/acc", "0.9100"),
         ("Epoch time", "3.000 s, median of 2 (first: 9.000 s)"),
         ("Waiting for batches", "0.300 s per epoch, 10% of it"),
+        ("A batch", "1,500 nodes, 750,000 edges, 3.0 MiB"),
+        ("Preparing it", "375.0 ms sampling, 125.0 ms slicing, 2.5 batches ready"),
+        ("Moving it", "25.0 ms, 2.0 MiB in 1 copy"),
+        ("Feature cache", "37.5% of the rows were on the device"),
         ("Sampled edges/s", "2,000,000 per worker (3,000,000 an epoch)"),
         ("Device", "cpu"),
         ("Peak memory", "3,072 MiB (resident set of the process)"),

@@ -11,9 +11,7 @@ import torch
 from torch import Tensor
 from torch_geometric.data import Data
 
-from lightning_gnnopt.loading import PrefetchLoader
-from lightning_gnnopt.loading.batches import BatchBuilder
-from lightning_gnnopt.loading.seeds import SeedOrder
+from lightning_gnnopt.loading import BatchBuilder, NodeSource, PrefetchLoader, SeedOrder
 from lightning_gnnopt.sampling import NeighborSampler, Topology
 
 N, E, F, C = 60, 300, 5, 3
@@ -49,8 +47,8 @@ def make_loader(
     topology = Topology.from_edge_index(data.edge_index, data.num_nodes, edge_ids=True)
     seeds = np.array(nodes, dtype=np.int64)
     seed_order = SeedOrder(len(seeds), batch_size, **{"shuffle": True, "seed": seed, **(order or {})})
-    builder = BatchBuilder(data, topology, edge_id=True)
-    return PrefetchLoader(NeighborSampler(topology, fanouts), builder, seeds, seed_order, **kwargs)
+    source = NodeSource(NeighborSampler(topology, fanouts), BatchBuilder(data, topology, edge_id=True), seeds)
+    return PrefetchLoader(source, seed_order, **kwargs)
 
 
 def same_bits(a: Any, b: Any) -> bool:

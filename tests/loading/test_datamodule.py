@@ -123,7 +123,7 @@ def test_layerwise_evaluation_loads_no_neighbours() -> None:
 def test_a_sampler_may_be_a_function() -> None:
     datamodule = GraphDataModule(make_data(), sampler=lambda topology: NeighborSampler(topology, [4]))
     assert datamodule.sampler.num_neighbors == [4]
-    assert datamodule.train_dataloader().node_sampler is datamodule.sampler
+    assert datamodule.train_dataloader().source.sampler is datamodule.sampler
 
 
 def test_edge_attributes_are_cut_without_asking() -> None:
@@ -436,7 +436,7 @@ def test_a_fitting_model_trains_without_a_warning_of_ours() -> None:
 
 def test_nothing_is_built_before_it_is_needed() -> None:
     datamodule = GraphDataModule(make_data())
-    assert datamodule._topology is None
+    assert datamodule._task._topology is None
     assert isinstance(datamodule.topology, Topology)
     assert datamodule.topology is datamodule.topology
     assert isinstance(datamodule.train_dataloader(), PrefetchLoader)

@@ -14,6 +14,7 @@ from torch_geometric.nn.models import GAT, GIN, GraphSAGE
 
 from lightning_gnnopt.loading import GraphDataModule
 from lightning_gnnopt.loading.layerwise import NodeOutputs, _needed_per_layer, layerwise_outputs
+from lightning_gnnopt.loading.pipeline import PipelineOptions
 from lightning_gnnopt.models import MODELS, NodeClassifier, SampledGNN, build_model
 from lightning_gnnopt.sampling import NeighborSampler, SampleKey, Topology
 
@@ -34,9 +35,10 @@ def make_net(name: str, num_layers: int, **kwargs: Any) -> SampledGNN:
     return build_model(name, num_layers=num_layers, **options).eval()
 
 
-def outputs_of(model: Any, data: Any, nodes: np.ndarray, **kwargs: Any) -> NodeOutputs:
+def outputs_of(model: Any, data: Any, nodes: np.ndarray, *, num_workers: int = 0, **kwargs: Any) -> NodeOutputs:
     topology = Topology.from_edge_index(data.edge_index, N)
     arguments = {"batch_size": 7, "in_degree": getattr(model, "needs_in_degree", False), **kwargs}
+    arguments["options"] = PipelineOptions(num_workers=num_workers)
     return layerwise_outputs(model, topology, data.x, nodes, **arguments)
 
 

@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
+from lightning_gnnopt.loading import NodeSource, PrefetchLoader
 from lightning_gnnopt.loading.own_seeds import OwnSeeds, seeds_first
 from lightning_gnnopt.loading.seeds import SeedOrder
 from lightning_gnnopt.sampling import NodeSampler, SaintNodeSampler, SampleKey, Subgraph, Topology
@@ -96,9 +97,9 @@ def test_a_hundred_batches_without_input_nodes_are_refused() -> None:
 
 def saint_loader(**kwargs: Any) -> Any:
     plain = make_loader()
-    sampler = SaintNodeSampler(plain.builder.topology)
+    sampler = SaintNodeSampler(plain.source.sampler.topology)
     order = SeedOrder(35, 8, shuffle=True, seed=5)
-    return type(plain)(sampler, plain.builder, np.arange(35), order, **kwargs)
+    return PrefetchLoader(NodeSource(sampler, plain.source.builder, np.arange(35)), order, **kwargs)
 
 
 @pytest.mark.parametrize("num_workers", [0, 2])

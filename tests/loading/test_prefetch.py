@@ -13,11 +13,17 @@ from torch_geometric.data import Data
 
 from lightning_gnnopt.loading import LoaderStats, PrefetchLoader, SubgraphTransform
 from lightning_gnnopt.loading.batches import BatchBuilder
+from lightning_gnnopt.loading.plan import BatchPlan
 from lightning_gnnopt.sampling import NeighborSampler, SampleKey, Subgraph
 
 from .graphs import make_data, make_loader, prefetch_threads, same_batch, same_batches
 
 WORKERS = [0, 1, 2, 5]
+
+
+def place(loader: PrefetchLoader) -> tuple[int, int]:
+    state = loader.state_dict()
+    return state["epoch"], state["batch"]
 
 
 @pytest.fixture(autouse=True)
@@ -106,7 +112,7 @@ def test_ranks_draw_their_own_neighbours_for_their_own_seeds() -> None:
 
     for rank in (0, 1):
         loader = make_loader(order={"rank": rank, "world_size": 2}, num_workers=0)
-        loader.node_sampler = Spy(loader.node_sampler.topology, [3])
+        loader.source.sampler = Spy(loader.source.sampler.topology, [3])
         loader.set_epoch(4)
         list(loader)
     assert sorted(keys) == [SampleKey(5, 4, batch, 0) for batch in range(6)]
@@ -134,7 +140,7 @@ def test_stats_add_up(num_workers: int) -> None:
 def test_times_are_those_of_the_parts(num_workers: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """A clock that only sampling (1 s a batch) and slicing (10 s a batch) move."""
     now = [0.0]
-    monkeypatch.setattr("lightning_gnnopt.loading.prefetch.time.perf_counter", lambda: now[0])
+    monkeypatch.setattr("lightning_gnnopt.loading.pipeline.time.perf_counter", lambda: now[0])
 
     class SlowSampler(NeighborSampler):
         def sample(self, seeds: Any, key: SampleKey) -> Subgraph:
@@ -142,13 +148,13 @@ def test_times_are_those_of_the_parts(num_workers: int, monkeypatch: pytest.Monk
             return super().sample(seeds, key)
 
     class SlowBuilder(BatchBuilder):
-        def build(self, subgraph: Subgraph, input_id: Any) -> Data:
+        def plan(self, subgraph: Subgraph, input_id: Any) -> BatchPlan:
             now[0] += 10
-            return super().build(subgraph, input_id)
+            return super().plan(subgraph, input_id)
 
     loader = make_loader(num_workers=num_workers, prefetch_factor=1)
-    loader.node_sampler = SlowSampler(loader.node_sampler.topology, [3])
-    loader.builder = SlowBuilder(make_data(), loader.builder.topology)
+    loader.source.sampler = SlowSampler(loader.source.sampler.topology, [3])
+    loader.source.builder = SlowBuilder(make_data(), loader.source.sampler.topology)
     list(loader)
     assert (loader.stats.sample_s, loader.stats.slice_s) == (5.0, 50.0)
     if num_workers == 0:
@@ -168,7 +174,7 @@ def test_a_resumed_loader_delivers_exactly_the_rest(num_workers: int, done: int)
     state = loader.state_dict()
     iterator.close()
     assert same_batches(delivered, epochs[1][:done])
-    assert state == {"epoch": 1, "batch": done}
+    assert (state["epoch"], state["batch"]) == (1, done)
 
     resumed = make_loader(num_workers=num_workers)
     resumed.load_state_dict(state)
@@ -181,12 +187,12 @@ def test_a_resumed_loader_delivers_exactly_the_rest(num_workers: int, done: int)
 def test_a_finished_epoch_resumes_with_the_next_one() -> None:
     loader, resumed = make_loader(), make_loader()
     list(loader)
-    assert loader.state_dict() == {"epoch": 1, "batch": 0}
+    assert place(loader) == (1, 0)
     resumed.load_state_dict(loader.state_dict())
     assert same_batches(list(resumed), list(loader))
 
     resumed.load_state_dict({"epoch": 2, "batch": 5})  # as Lightning saves it: it never asks for a sixth batch
-    assert resumed.state_dict() == {"epoch": 3, "batch": 0}
+    assert place(resumed) == (3, 0)
     loader.set_epoch(3)
     assert same_batches(list(resumed), list(loader))
 
@@ -196,7 +202,7 @@ def test_a_resumed_position_belongs_to_its_epoch() -> None:
     loader, reference = make_loader(), make_loader()
     loader.load_state_dict({"epoch": 0, "batch": 3})
     loader.set_epoch(1)
-    assert loader.state_dict() == {"epoch": 1, "batch": 0}
+    assert place(loader) == (1, 0)
     reference.set_epoch(1)
     assert same_batches(list(loader), list(reference))
 
@@ -217,7 +223,7 @@ def test_an_abandoned_pass_is_started_over() -> None:
     loader = make_loader()
     first = next(iter(loader))
     assert same_batch(next(iter(loader)), first)
-    assert loader.state_dict() == {"epoch": 0, "batch": 1}
+    assert place(loader) == (0, 1)
 
 
 class Smallest:
@@ -241,7 +247,7 @@ def test_transforms_may_draw_again() -> None:
     order, chosen = loader.order.epoch(0), []
     for index, batch in enumerate(batches):
         seeds = loader.order.batch(order, index)
-        draws = [loader.node_sampler.sample(seeds, SampleKey(5, 0, index, attempt)) for attempt in range(4)]
+        draws = [loader.source.sampler.sample(seeds, SampleKey(5, 0, index, attempt)) for attempt in range(4)]
         sizes = [draw.num_nodes for draw in draws]
         chosen.append(sizes.index(min(sizes)))
         expected = draws[chosen[-1]]
@@ -265,7 +271,7 @@ def test_transforms_run_in_their_order_on_what_the_one_before_returned() -> None
 
     loader = make_loader(transforms=[first, second], num_workers=0, nodes=[0], batch_size=1)
     list(loader)
-    draws = [loader.node_sampler.sample(np.array([0]), SampleKey(5, 0, 0, attempt)).num_edges for attempt in (0, 1)]
+    draws = [loader.source.sampler.sample(np.array([0]), SampleKey(5, 0, 0, attempt)).num_edges for attempt in (0, 1)]
     assert seen == [("first", draws[0]), ("second", draws[1])]
 
 
@@ -283,7 +289,7 @@ def test_an_error_names_its_batch_and_comes_in_its_place(num_workers: int) -> No
         received.extend(loader)
     assert caught.value.__notes__ == ["This happened while batch 4 of epoch 2 was prepared."]
     assert loader.stats.batches == 4
-    assert loader.state_dict() == {"epoch": 2, "batch": 4}
+    assert place(loader) == (2, 4)
 
 
 def test_closing_a_pass_ends_its_threads() -> None:

@@ -153,7 +153,18 @@ def test_a_checkpoint_holds_the_loaders_place(tmp_path: Path) -> None:
     path = tmp_path / "middle.ckpt"
     make_trainer(2, callbacks=[Save("on_train_batch_end", 7, path)]).fit(Recorder(), make_datamodule())
     state = torch.load(path, weights_only=True)
-    assert state["loops"]["fit_loop"]["state_dict"] == {"combined_loader": [{"epoch": 1, "batch": 2}]}
+    (loader,) = state["loops"]["fit_loop"]["state_dict"]["combined_loader"]
+    assert loader == {
+        "epoch": 1,
+        "batch": 2,
+        "num_batches": 5,
+        "num_inputs": 35,
+        "batch_size": 8,
+        "seed": 5,
+        "world_size": 1,
+        "shuffle": True,
+        "pad": True,
+    }
 
 
 def test_overfitting_repeats_the_first_batches_bit_for_bit() -> None:

@@ -1,0 +1,217 @@
+"""Nodes of a graph with one type of nodes and one type of edges."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch_geometric.data import Data
+from typing_extensions import override
+
+from lightning_gnnopt.loading.batches import BatchBuilder, EdgeFormat
+from lightning_gnnopt.loading.checks import (
+    check_graph,
+    check_labels,
+    check_model,
+    count_classes,
+    is_multilabel,
+    split_nodes,
+)
+from lightning_gnnopt.loading.features import FeatureStore, feature_store
+from lightning_gnnopt.loading.groups import GroupOrder
+from lightning_gnnopt.loading.link_split import without_links
+from lightning_gnnopt.loading.samplers import SamplerMaker, graph_options, refuse_evaluation, trains_only
+from lightning_gnnopt.loading.seeds import SeedOrder
+from lightning_gnnopt.loading.shared_data import SharedData
+from lightning_gnnopt.loading.sources import NodeSource
+from lightning_gnnopt.loading.task import GraphTask, Surroundings
+from lightning_gnnopt.sampling import NodeSampler, SeedsOnlySampler, Topology
+
+_LABELLED_STAGES = ("train", "val", "test")
+
+
+class NodeTask(GraphTask):
+    """The nodes that a graph's masks choose, and the samplers around them; arguments are `GraphDataModule`'s."""
+
+    def __init__(
+        self,
+        data: Data,
+        *,
+        sampler: str | Callable[..., NodeSampler],
+        num_neighbors: Sequence[int] | None,
+        weight_attr: str | None,
+        time_attr: str | None,
+        input_time_attr: str | None,
+        layerwise: bool,
+        eval_num_neighbors: Sequence[int] | None,
+        edge_id: bool,
+        edge_format: EdgeFormat,
+        features: Any,
+        feature_dtype: str | None,
+        num_classes: int | None,
+    ) -> None:
+        check_graph(data, has_features=features is not None)
+        options = graph_options(data, weight_attr=weight_attr, time_attr=time_attr, input_time_attr=input_time_attr)
+        self._make = SamplerMaker(sampler, num_neighbors, options)
+        if self._make.trains_only and not layerwise and eval_num_neighbors is None:
+            raise refuse_evaluation("this `sampler`")
+        self.data = data
+        self._features = features
+        self._feature_dtype = feature_dtype
+        self._layerwise = layerwise
+        self._eval_num_neighbors = eval_num_neighbors
+        self._edge_id = edge_id
+        self._edge_format = edge_format
+        self._input_time = None if input_time_attr is None else torch.as_tensor(data[input_time_attr]).cpu().numpy()
+        self._nodes = {stage: nodes for stage in _LABELLED_STAGES if (nodes := split_nodes(data, stage)) is not None}
+        if self._nodes or data.y is not None:
+            self._num_classes = count_classes(data.y) if num_classes is None and data.y is not None else num_classes
+            check_labels(data.y, self._nodes.items(), self._num_classes or 0)
+        else:
+            self._num_classes = num_classes
+        predict = split_nodes(data, "predict")
+        self._nodes["predict"] = torch.arange(data.num_nodes) if predict is None else predict
+        self._store: FeatureStore | None = None
+        self._topology: Topology | None = None
+        self._sampler: NodeSampler | None = None
+        self._eval_sampler: NodeSampler | None = None
+        self._builder: BatchBuilder | None = None
+        self._built = False
+
+    @property
+    @override
+    def num_features(self) -> int:
+        return int(self.store.shape[1])
+
+    @property
+    @override
+    def num_classes(self) -> int:
+        if self._num_classes is None:
+            raise ValueError(
+                "`num_classes` is not known, because `data` holds no labels `y`. HINT: pass `num_classes=...`."
+            )
+        return self._num_classes
+
+    @property
+    @override
+    def multilabel(self) -> bool:
+        return is_multilabel(self.data.y)
+
+    @override
+    def has(self, stage: str) -> bool:
+        return stage in self._nodes
+
+    @override
+    def missing(self, stage: str) -> ValueError:
+        return ValueError(
+            f"`data` must hold `{stage}_mask` to {'train on' if stage == 'train' else 'run this stage'}, but it has"
+            " none. HINT: `torch_geometric.transforms.RandomNodeSplit` makes the three masks."
+        )
+
+    @override
+    def nodes(self, stage: str) -> NDArray[np.int64]:
+        return self._nodes[stage].numpy() if stage in self._nodes else np.empty(0, np.int64)
+
+    @property
+    def store(self) -> FeatureStore:
+        """The rows of ``x``."""
+        if self._store is None:
+            self._store = self._make_store()
+        return self._store
+
+    @property
+    @override
+    def topology(self) -> Topology:
+        if self._topology is None:
+            self._topology = self._make_topology()
+        return self._topology
+
+    @override
+    def sampler(self, stage: str) -> NodeSampler:
+        return self.train_sampler if stage == "train" else self.eval_sampler
+
+    @property
+    def train_sampler(self) -> NodeSampler:
+        """Draws the training batches."""
+        if self._sampler is None:
+            train = self._nodes.get("train")
+            self._sampler = self._make.for_training(self.topology, None if train is None else train.numpy())
+        return self._sampler
+
+    @property
+    def eval_sampler(self) -> NodeSampler:
+        """Draws the batches of validation, test and prediction."""
+        if self._eval_sampler is None:
+            if self._layerwise:
+                self._eval_sampler = SeedsOnlySampler(self.topology)
+            elif self._eval_num_neighbors is not None:
+                self._eval_sampler = self._make.for_evaluation(self.topology, self._eval_num_neighbors)
+            elif trains_only(self.train_sampler):
+                raise refuse_evaluation(type(self.train_sampler).__name__)
+            else:
+                self._eval_sampler = self.train_sampler
+        return self._eval_sampler
+
+    @property
+    def builder(self) -> BatchBuilder:
+        """Builds the batches; after :meth:`build`."""
+        assert self._builder is not None
+        return self._builder
+
+    @override
+    def build(self, surroundings: Surroundings) -> None:
+        module = surroundings.module
+        if not self._built and surroundings.share is not None:
+            # Also what is not sampled or sliced: each process would keep a copy of its own.
+            self.data = surroundings.make(lambda: SharedData(self.data)).data
+            self._topology = surroundings.make(lambda: self.topology)
+            self._store = surroundings.make(self._make_store) if self._converts else self._make_store()
+            self._sampler = self._eval_sampler = None
+        self._built = True
+        store = self.store if surroundings.cache is None else surroundings.cache(self, self.store)
+        self._builder = BatchBuilder(
+            without_links(self.data),
+            self.topology,
+            edge_id=self._edge_id,
+            in_degree=surroundings.in_degree,
+            stores={"x": store},
+            edge_format=self._edge_format,
+        )
+        if module is not None:
+            train = self.train_sampler
+            samplers = {"layer_sizes" if hasattr(train, "layer_sizes") else "num_neighbors": train}
+            if not self._layerwise and self.eval_sampler is not train:
+                samplers["eval_num_neighbors"] = self.eval_sampler
+            check_model(module, samplers, num_classes=self._num_classes, layerwise=self._layerwise)
+
+    @override
+    def source(self, stage: str) -> NodeSource:
+        nodes = self.nodes(stage)
+        time = None if self._input_time is None else self._input_time[nodes]
+        return NodeSource(self.sampler(stage), self._builder, nodes, input_time=time)
+
+    @override
+    def order(self, stage: str, batch_size: int, **arguments: Any) -> SeedOrder:
+        sampler, nodes = self.sampler(stage), self.nodes(stage)
+        groups = getattr(sampler, "seed_groups", None)
+        if groups is None:
+            return SeedOrder(len(nodes), batch_size, **arguments)
+        return GroupOrder(groups[nodes], getattr(sampler, "groups_per_batch", 1), **arguments)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_builder": None}  # it may hold rows on a device
+
+    def _make_topology(self) -> Topology:
+        ids = self._edge_id or BatchBuilder.needs_edge_ids(without_links(self.data))
+        return Topology.from_edge_index(self.data.edge_index, self.data.num_nodes, edge_ids=ids)
+
+    @property
+    def _converts(self) -> bool:
+        """Whether the store holds something else than the graph does."""
+        return self._features is not None or self._feature_dtype is not None or self.data.x.layout != torch.strided
+
+    def _make_store(self) -> FeatureStore:
+        return feature_store(self.data.x if self._features is None else self._features, stored_as=self._feature_dtype)

@@ -1,0 +1,151 @@
+"""Reused buffers, each handed out anew only when nobody uses it any more."""
+
+from __future__ import annotations
+
+import threading
+import weakref
+from collections import deque
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lightning_gnnopt.loading.streams import Event, Stream
+
+_PAGE = 4096
+
+_LENT: set[Slab] = set()
+"""Slabs in use. While one is lent, nothing else may hold it, and it must not go before the tensors over its memory."""
+
+
+class Slab:
+    """A buffer of a pool.
+
+    Attributes:
+        memory: Uint8 tensor.
+        busy: Until when the device works on it, if it does; to be waited for before it is written.
+        reader: The stream that reads what is lent; None if the host does.
+    """
+
+    def __init__(self, memory: Tensor) -> None:
+        self.memory = memory
+        self.busy: Event | None = None
+        self.reader: Stream | None = None
+        self._lease: Any = None
+
+    def lend(self, pool: SlabPool) -> Tensor:
+        """Lend the memory: the slab returns to the pool when no tensor uses it any more.
+
+        That is when the last tensor over the returned one's storage is gone, those that autograd keeps for the backward
+        pass included. What the device was told to do with them by then may still be to come; so the end of the `reader`
+        as it stands then becomes the slab's `busy`.
+
+        Args:
+            pool: Where it returns to.
+
+        Returns:
+            A tensor over the same memory with a storage of its own.
+        """
+        tensor, lease = _lease(self.memory)
+
+        def end(_: object) -> None:
+            # In whichever thread drops the last tensor, maybe in the middle of something: nothing here takes a lock.
+            self.busy = None if self.reader is None else self.reader.record()
+            self.reader = None
+            pool.returned.append(self)
+            _LENT.discard(self)
+
+        self._lease = weakref.ref(lease, end)
+        _LENT.add(self)
+        return tensor
+
+
+class SlabPool:
+    """Buffers of about the same size, reused in the order in which they return.
+
+    Args:
+        allocate: Makes a uint8 tensor of so many bytes.
+        target: Up to so many, a new slab is made rather than one taken that the device still works on. If all are lent
+            out there will be more, which go when they return: a consumer may keep what it was given.
+    """
+
+    def __init__(self, allocate: Callable[[int], Tensor], *, target: int) -> None:
+        self._allocate = allocate
+        self.target = target
+        self.returned: deque[Slab] = deque()  # appending is atomic
+        self._lock = threading.Lock()
+        self._free: list[Slab] = []  # those that returned first stand first
+        self._largest = 0
+        self.num_slabs = 0
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the slabs that wait for a use."""
+        with self._lock:
+            self._take_back()
+            return sum(len(slab.memory) for slab in self._free)
+
+    def acquire(self, nbytes: int) -> Slab:
+        """Take a slab of at least `nbytes`; its `busy` is to be waited for before it is written."""
+        with self._lock:
+            self._take_back()
+            self._largest = max(self._largest, nbytes)
+            fits = [slab for slab in self._free if len(slab.memory) >= nbytes]
+            idle = next((slab for slab in fits if slab.busy is None or slab.busy.query()), None)
+            slab = idle or (fits[0] if fits and self.num_slabs >= self.target else None)
+            if slab is not None:
+                self._free.remove(slab)
+                return slab
+            if self._free and self.num_slabs >= self.target:  # none that fits: one makes room for a larger one
+                self._free.pop(0)
+                self.num_slabs -= 1
+            self.num_slabs += 1
+        # Batches differ in size: with an eighth to spare, the next larger one fits as well.
+        size = -(-self._largest * 9 // 8 // _PAGE) * _PAGE
+        try:
+            return Slab(self._allocate(size))
+        except BaseException:
+            with self._lock:
+                self.num_slabs -= 1
+            raise
+
+    def give_back(self, slab: Slab, *, busy: Event | None = None) -> None:
+        """Return a slab that was not lent; it may be written again once `busy` is reached."""
+        slab.busy = busy
+        self.returned.append(slab)
+
+    def trim(self) -> None:
+        """Free the slabs that wait for a use."""
+        with self._lock:
+            self._take_back()
+            self.num_slabs -= len(self._free)
+            self._free.clear()
+
+    def _take_back(self) -> None:
+        while self.returned:
+            self._free.append(self.returned.popleft())
+        while self._free and self.num_slabs > self.target:
+            self._free.pop(0)
+            self.num_slabs -= 1
+
+
+class _Lease:
+    """Stands for memory of a CUDA device, and lives as long as a tensor uses it."""
+
+    def __init__(self, memory: Tensor) -> None:
+        self.__cuda_array_interface__ = {
+            "shape": (len(memory),),
+            "typestr": "|u1",
+            "data": (memory.data_ptr(), False),
+            "version": 2,
+        }
+
+
+def _lease(memory: Tensor) -> tuple[Tensor, object]:
+    """Make a tensor over some memory, and an object that dies with its storage."""
+    if memory.device.type == "cuda":
+        lease = _Lease(memory)
+        return torch.as_tensor(lease, device=memory.device), lease
+    array = memory.numpy()[:]
+    return torch.from_numpy(array), array
