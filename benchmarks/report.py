@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -58,11 +58,14 @@ class Report:
         }
 
     def table(self) -> Table:
-        """Render the report as one table: the rows, and under them the figures."""
+        """Render the report as one table: the rows, and under them the figures.
+
+        Rows that name their ``part`` of the benchmark stand part by part, each with the columns it needs.
+        """
         described = (f"{name} {_text(value)}" for part in (self.machine, self.versions) for name, value in part.items())
         table = Table(title=self.command, caption=", ".join(described), show_header=False, title_justify="left")
-        if self.rows:
-            table.add_row(self._rows())
+        for part in dict.fromkeys(row.get("part") for row in self.rows):
+            table.add_row(_rows([row for row in self.rows if row.get("part") == part]))
             table.add_section()
         table.add_row(self._figures())
         return table
@@ -97,15 +100,6 @@ class Report:
         finally:
             part.unlink(missing_ok=True)
 
-    def _rows(self) -> Table:
-        names = list(dict.fromkeys(name for row in self.rows for name in row))  # a row may lack what others have
-        table = Table(box=None, header_style="bold")
-        for number, name in enumerate(names):
-            table.add_column(name, justify="right" if number else "left", overflow="fold")
-        for row in self.rows:
-            table.add_row(*(_text(row.get(name)) for name in names))
-        return table
-
     def _figures(self) -> Table:
         table = Table(box=None, header_style="bold")
         table.add_column("figure", overflow="fold")
@@ -119,6 +113,18 @@ class Report:
             reach = "" if figure.reach is None else f"{figure.sense} {_text(figure.reach)}"
             table.add_row(figure.name, _text(figure.value), *spread, figure.unit, reach, _VERDICTS[figure.met])
         return table
+
+
+def _rows(rows: Sequence[Mapping[str, Cell]]) -> Table:
+    names = list(dict.fromkeys(name for row in rows for name in row))  # a row may lack what others have
+    if any(row.get("part") is not None for row in rows):
+        names = [name for name in names if any(row.get(name) is not None for row in rows)]
+    table = Table(box=None, header_style="bold")
+    for number, name in enumerate(names):
+        table.add_column(name, justify="right" if number else "left", overflow="fold")
+    for row in rows:
+        table.add_row(*(_text(row.get(name)) for name in names))
+    return table
 
 
 def _text(value: Cell) -> str:

@@ -1,8 +1,17 @@
 """Sampled GNN training on PyG graphs under PyTorch Lightning: fast, uninterrupted and safe."""
 
 from lightning_gnnopt.analysis import LoaderMonitor, RunSummary
-from lightning_gnnopt.loading import GraphDataModule, PrefetchLoader
+from lightning_gnnopt.loading import GraphDataModule, LinkSplit, LinkTask, PrefetchLoader
 from lightning_gnnopt.models import NodeClassifier
 
 __version__ = "0.1.0.dev0"
-__all__ = ["GraphDataModule", "LoaderMonitor", "NodeClassifier", "PrefetchLoader", "RunSummary", "__version__"]
+__all__ = [
+    "GraphDataModule",
+    "LinkSplit",
+    "LinkTask",
+    "LoaderMonitor",
+    "NodeClassifier",
+    "PrefetchLoader",
+    "RunSummary",
+    "__version__",
+]

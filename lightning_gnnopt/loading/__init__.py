@@ -4,6 +4,8 @@ from lightning_gnnopt.loading.batches import BatchBuilder
 from lightning_gnnopt.loading.cached_features import CachedFeatures
 from lightning_gnnopt.loading.datamodule import GraphDataModule
 from lightning_gnnopt.loading.features import FeatureStore, feature_store
+from lightning_gnnopt.loading.link_split import LinkSplit
+from lightning_gnnopt.loading.links import LinkTask
 from lightning_gnnopt.loading.placement import DevicePlacement, HostPlacement
 from lightning_gnnopt.loading.prefetch import PrefetchLoader
 from lightning_gnnopt.loading.seeds import SeedOrder
@@ -20,6 +22,8 @@ __all__ = [
     "FeatureStore",
     "GraphDataModule",
     "HostPlacement",
+    "LinkSplit",
+    "LinkTask",
     "LoaderStats",
     "NodeSource",
     "PrefetchLoader",

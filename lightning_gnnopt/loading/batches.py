@@ -41,8 +41,8 @@ class BatchBuilder:
         edge_id: Add ``e_id``, each edge's column in the graph's ``edge_index``.
         in_degree: Add ``in_degree``, each node's in-degree in the whole graph (self loops not counted).
         stores: Where the rows of some attributes of nodes are, by name, instead of in `data`.
-        edge_format: ``"coo"``: ``edge_index`` is an int64 tensor. ``"csc"``: it is a PyG `EdgeIndex` in int32, sorted
-            by destination where the sampler's edges are, with the compressed columns that fused layers look for.
+        edge_format: ``"coo"``: ``edge_index`` is a tensor. ``"csc"``: it is a PyG `EdgeIndex`, sorted by destination
+            where the sampler's edges are, with the compressed columns that fused layers look for.
 
     Raises:
         ValueError: If edge ids are missing or `edge_format` is unknown.
@@ -112,11 +112,11 @@ class BatchBuilder:
         counts = subgraph.num_sampled_nodes
         # Nodes of the last hop are nobody's destination.
         num_targets = subgraph.num_nodes if counts is None or len(counts) < 2 else sum(counts[:-1])
-        narrow = self.edge_format == "csc"
-        fields["edge_index"], colptr = edge_index_field(subgraph.row, subgraph.col, num_targets, narrow=narrow)
-        if narrow and colptr is not None:
+        compressed = self.edge_format == "csc"
+        fields["edge_index"], colptr = edge_index_field(subgraph.row, subgraph.col, num_targets)
+        if compressed and colptr is not None:
             rest = np.full(subgraph.num_nodes - num_targets, subgraph.num_edges, np.int32)
-            fields[_COLPTR] = array_field(np.concatenate([colptr, rest]))
+            fields[_COLPTR] = ids_field(np.concatenate([colptr, rest]))
         if self.topology.edge_ids is not None and (self.edge_id or self._of_edges):
             e_id = gather(self.topology.edge_ids, subgraph.positions)
             for name, attribute in self._of_edges.items():
@@ -133,7 +133,7 @@ class BatchBuilder:
         def assemble(tensors: Sequence[Tensor]) -> Data:
             batch = copy.copy(self._template)
             named = dict(zip(names, tensors, strict=True))
-            if narrow:
+            if compressed:
                 named["edge_index"] = _compressed(named["edge_index"], named.pop(_COLPTR, None), subgraph.num_nodes)
             for name, tensor in named.items():
                 batch[name] = cut[name].place(tensor) if name in cut else tensor
@@ -164,7 +164,10 @@ class BatchBuilder:
 
 
 def _compressed(edge_index: Tensor, colptr: Tensor | None, num_nodes: int) -> EdgeIndex:
-    """Tell PyG's layers what is known of an edge index."""
+    """Tell PyG's layers what is known of an edge index.
+
+    Its ids are int64: in int32, the backward pass of torch's sparse-dense products is wrong on the CPU (torch 2.13).
+    """
     size = (num_nodes, num_nodes)
     if colptr is None:
         return EdgeIndex(edge_index, sparse_size=size)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 import numpy as np
 import torch
@@ -40,6 +41,7 @@ class CachedFeatures(FeatureStore):
         self._rows = self._fill(hot_ids, streams)
         self._counts: NDArray[np.float64] = np.zeros(store.num_rows)
         self._counting = threading.Lock()
+        self._counts_asked = True
 
     @property
     @override
@@ -67,6 +69,15 @@ class CachedFeatures(FeatureStore):
         with self._counting:
             self._counts[:] = 0
 
+    @contextmanager
+    def uncounted(self) -> Iterator[None]:
+        """Count nothing that is asked for meanwhile, in whichever thread."""
+        self._counts_asked = False
+        try:
+            yield
+        finally:
+            self._counts_asked = True
+
     @override
     def gather(self, ids: NDArray[np.integer], out: Tensor) -> None:
         self.store.gather(ids, out)
@@ -89,8 +100,9 @@ class CachedFeatures(FeatureStore):
         missing = np.empty_like(ids)
         # Hits fill `slots` and `places` from the front, misses fill `places` from the back.
         num_hits = int(_split(self._slot, ids, slots, places, missing))
-        with self._counting:
-            count_ids(ids, self._counts)
+        if self._counts_asked:
+            with self._counting:
+                count_ids(ids, self._counts)
         slots, missing = slots[:num_hits], missing[: len(ids) - num_hits]
         parts = (
             Part(torch.int32, (num_hits,), lambda out: _copy(slots, out)),
@@ -108,6 +120,7 @@ class CachedFeatures(FeatureStore):
         if rows is not out:
             self.restore(rows, out)
 
+    @torch.inference_mode(False)
     def _fill(self, hot_ids: NDArray[np.integer], streams: DeviceStreams) -> Tensor:
         """Bring the hot rows to the device, chunk by chunk."""
         rows = max(1, _CHUNK_BYTES // max(self.row_bytes, 1))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from functools import partial
 from typing import Any, Literal
 
@@ -91,8 +92,8 @@ class GraphDataModule(L.LightningDataModule):
         drop_last: Whether training leaves out a last batch that is smaller than the others.
         seed: Keys the random numbers; by default the number given to `lightning.seed_everything`, or else 0.
         edge_id: Add ``e_id`` to each batch: its edges' columns in ``data.edge_index``.
-        edge_format: ``"coo"``: ``edge_index`` is an int64 tensor. ``"csc"``: a PyG `EdgeIndex` in int32 with compressed
-            columns, for layers that make use of them.
+        edge_format: ``"coo"``: ``edge_index`` is a tensor. ``"csc"``: a PyG `EdgeIndex` with compressed columns, for
+            layers that make use of them.
         features: Where the features lie instead of in ``data.x``: the path of an ``.npy`` file of shape ``(N, F)``,
             which is mapped into memory and may be larger than it, or a `FeatureStore`.
         feature_dtype: Keep ``x`` as ``"float16"``, ``"bfloat16"`` or ``"int8"`` (with a scale for each column): less
@@ -295,10 +296,16 @@ class GraphDataModule(L.LightningDataModule):
         )
         self._task.build(surroundings)
         self._is_built = True
-        for name in _STAGES_OF.get(stage, ()):
-            if self._task.has(name) and name not in self._warm:
-                self._warm.add(name)
-                self._loader(name).warm_up()
+        with nullcontext() if self.cached_features is None else self.cached_features.uncounted():
+            for name in _STAGES_OF.get(stage, ()):
+                if self._task.has(name) and name not in self._warm:
+                    self._warm.add(name)
+                    self._loader(name).warm_up()
+
+    @override
+    def teardown(self, stage: str) -> None:
+        if self._placement is not None:
+            self._placement.trim()
 
     @override
     def train_dataloader(self) -> PrefetchLoader:

@@ -50,7 +50,7 @@ def ids_field(ids: NDArray[np.integer]) -> Field:
 
 
 def edge_index_field(
-    row: NDArray[np.integer], col: NDArray[np.integer], num_targets: int, *, narrow: bool = False
+    row: NDArray[np.integer], col: NDArray[np.integer], num_targets: int
 ) -> tuple[Field, NDArray[np.int32] | None]:
     """Take the ends of a batch's edges as an edge index; in its place int32 sources and compressed columns travel.
 
@@ -58,11 +58,10 @@ def edge_index_field(
         row: Local sources, shape ``(E,)``.
         col: Local destinations, shape ``(E,)``. If they do not ascend, they travel too.
         num_targets: No destination is this number or a higher one.
-        narrow: Whether the edge index stays int32.
 
     Returns:
-        The field, of shape ``(2, E)``; and where the edges of each destination start, shape ``(num_targets + 1,)``, or
-        None if destinations do not ascend.
+        The field, int64 of shape ``(2, E)``; and where the edges of each destination start, shape
+        ``(num_targets + 1,)``, or None if destinations do not ascend.
     """
     row = row.astype(np.int32, copy=False)
     col_int32: NDArray[np.int32] = col.astype(np.int32, copy=False)
@@ -73,7 +72,7 @@ def edge_index_field(
         ends = out.numpy()
         ends[0], ends[1] = row, col_int32
 
-    part = Part(torch.int32 if narrow else torch.int64, (2, len(row)), write)
+    part = Part(torch.int64, (2, len(row)), write)
     sources = Part(torch.int32, row.shape, _writer(row))
     if colptr is None:
         return Field(part, Packed((sources, Part(torch.int32, col.shape, _writer(col_int32))), _stack)), None
@@ -103,7 +102,7 @@ def _expand(parts: Sequence[Tensor], out: Tensor) -> None:
     out[0].copy_(row)
     if len(row):
         edges = torch.arange(len(row), dtype=torch.int32, device=out.device)
-        torch.searchsorted(colptr[1:], edges, right=True, out_int32=out.dtype == torch.int32, out=out[1])
+        torch.searchsorted(colptr[1:], edges, right=True, out=out[1])
 
 
 @njit(nogil=True, cache=True)

@@ -56,7 +56,11 @@ class Placed:
 
 
 class Placement(Protocol):
-    """Brings planned batches to their place; safe to be called from many threads at once."""
+    """Brings planned batches to their place; safe to be called from many threads at once.
+
+    Slabs outlive the loop that they were made in: they must not be inference tensors, as what Lightning's evaluation
+    makes is.
+    """
 
     def place(self, plan: BatchPlan, name: str = "a batch") -> Placed:
         """Write a batch and, for a device, start its transfer; `name` is what an error on the device calls it."""
@@ -64,6 +68,10 @@ class Placement(Protocol):
 
     def expect(self, in_flight: int) -> None:
         """Be told how many batches a loader prepares ahead."""
+        ...
+
+    def trim(self) -> None:
+        """Free the memory that waits for a use."""
         ...
 
 
@@ -80,6 +88,11 @@ class HostPlacement:
         """Keep as many slabs as can be in use at once: those ahead, and those of this step and of the next."""
         self._pool.target = max(self._pool.target, in_flight + 2)
 
+    def trim(self) -> None:
+        """Free the slabs that wait for a use."""
+        self._pool.trim()
+
+    @torch.inference_mode(False)
     def place(self, plan: BatchPlan, name: str = "a batch") -> Placed:
         """Write a batch."""
         parts = [field.part for field in plan.fields]
@@ -125,6 +138,7 @@ class DevicePlacement:
         self._staging.target = max(self._staging.target, in_flight + 1)
         self._slabs.target = max(self._slabs.target, in_flight + 2)
 
+    @torch.inference_mode(False)
     def place(self, plan: BatchPlan, name: str = "a batch") -> Placed:
         """Write a batch and start its transfer."""
         layout = Layout()

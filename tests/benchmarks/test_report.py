@@ -126,3 +126,16 @@ def test_print_without_a_terminal_has_room(capsys: pytest.CaptureFixture[str], m
     figure = Figure(name="a name of a figure that takes sixty columns " + 16 * "x", value=1.0, unit="s")
     make_report(figure).print()
     assert figure.name in capsys.readouterr().out
+
+
+def test_rows_of_a_part_stand_together_with_their_own_columns() -> None:
+    rows = (
+        {"part": "first", "side": "ours", "edges": 5, "note": None},
+        {"part": "second", "case": "a", "share": 0.5},
+        {"part": "first", "side": "theirs", "edges": 7, "note": None},
+    )
+    lines = [line.strip("│ ").split() for line in printed(make_report(MET, rows=rows)).splitlines()]
+    start = lines.index(["part", "side", "edges"])
+    assert lines[start + 1 : start + 3] == [["first", "ours", "5"], ["first", "theirs", "7"]]
+    second = lines.index(["part", "case", "share"])
+    assert lines[second + 1] == ["second", "a", "0.5"]
