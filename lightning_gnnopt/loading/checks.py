@@ -13,7 +13,7 @@ from torch_geometric.data import Data
 from lightning_gnnopt.sampling import NodeSampler
 
 
-def check_graph(data: Data, *, has_features: bool = False) -> None:
+def check_graph(data: Data, *, has_features: bool = False, labelled: bool = True) -> None:
     """Refuse a graph that cannot be sampled or would train to NaN.
 
     Whether ``edge_index`` stays inside the graph is checked where it is sorted (`Topology.from_edge_index`).
@@ -21,6 +21,7 @@ def check_graph(data: Data, *, has_features: bool = False) -> None:
     Args:
         data: The graph.
         has_features: Whether its features lie elsewhere than in ``x``, which is then not looked at.
+        labelled: Whether ``y`` is to be trained on; it is not looked at otherwise.
 
     Raises:
         TypeError: If it is not a homogeneous PyG `Data`.
@@ -41,17 +42,25 @@ def check_graph(data: Data, *, has_features: bool = False) -> None:
         )
     if not has_features:
         _check_x(data)
-    if data.y is None:
-        return
-    if data.y.dim() not in (1, 2) or data.y.size(0) != data.num_nodes:
+    if labelled and data.y is not None:
+        check_y(data.y, data.num_nodes)
+        if not is_multilabel(data.y) and data.y.is_floating_point():
+            raise ValueError(
+                f"`y` must hold integers, the class of each node, but its type is {data.y.dtype}."
+                " HINT: `data.y = data.y.long()` if they are classes; there is no regression yet."
+            )
+
+
+def check_y(y: Tensor, num_nodes: int) -> None:
+    """Refuse labels that are not one row for each node.
+
+    Raises:
+        ValueError: If `y` is not of shape ``(N,)`` or ``(N, C)``.
+    """
+    if y.dim() not in (1, 2) or y.size(0) != num_nodes:
         raise ValueError(
-            f"`y` must be of shape (N,) or (N, C) for the graph's {data.num_nodes:,} nodes, but its shape is"
-            f" {tuple(data.y.shape)}. HINT: unlabelled nodes have label -1 and stay out of the masks."
-        )
-    if not is_multilabel(data.y) and data.y.is_floating_point():
-        raise ValueError(
-            f"`y` must hold integers, the class of each node, but its type is {data.y.dtype}."
-            " HINT: `data.y = data.y.long()` if they are classes; there is no regression yet."
+            f"`y` must be of shape (N,) or (N, C) for the graph's {num_nodes:,} nodes, but its shape is"
+            f" {tuple(y.shape)}. HINT: unlabelled nodes have label -1 and stay out of the masks."
         )
 
 
@@ -71,15 +80,22 @@ def _check_x(data: Data) -> None:
             f"`x` must hold one row per node, but has {data.x.size(0):,} rows for {data.num_nodes:,} nodes."
             " HINT: set `data.num_nodes` to the number of rows, or drop it."
         )
-    if data.x.layout == torch.strided:
-        values = data.x
-    else:
-        values = data.x.coalesce().values() if data.x.layout == torch.sparse_coo else data.x.values()
+    check_finite(data.x, "x")
+
+
+def check_finite(x: Tensor, name: str) -> None:
+    """Refuse features that are NaN or infinite.
+
+    Raises:
+        ValueError: If there is one.
+    """
+    values = x.coalesce() if x.layout == torch.sparse_coo else x
+    values = values if values.layout == torch.strided else values.values()
     if values.is_floating_point():
         num_bad = int(values.numel() - torch.isfinite(values).sum())
         if num_bad:
             raise ValueError(
-                f"`x` must be finite, but {num_bad:,} of its {values.numel():,} values are NaN or infinite."
+                f"`{name}` must be finite, but {num_bad:,} of its {values.numel():,} values are NaN or infinite."
                 " HINT: `torch.nan_to_num` replaces them; find out first where they come from."
             )
 

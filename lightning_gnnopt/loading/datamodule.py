@@ -12,7 +12,6 @@ import lightning as L
 import numpy as np
 import torch
 import torch.distributed as dist
-from lightning.pytorch.utilities import rank_zero_warn
 from numpy.typing import NDArray
 from torch_geometric.data import Data, HeteroData
 from typing_extensions import override
@@ -21,17 +20,18 @@ from lightning_gnnopt._names import unknown_name
 from lightning_gnnopt._units import parse_bytes
 from lightning_gnnopt.loading.batches import EdgeFormat
 from lightning_gnnopt.loading.cached_features import CachedFeatures
-from lightning_gnnopt.loading.caching import CACHE_POLICIES, CachePolicy, cache_rows
+from lightning_gnnopt.loading.caching import CachePolicy
 from lightning_gnnopt.loading.features import FeatureStore
 from lightning_gnnopt.loading.layerwise import LayerwiseModel, NodeOutputs, layerwise_outputs
 from lightning_gnnopt.loading.links import LinkTask
 from lightning_gnnopt.loading.node_task import NodeTask
 from lightning_gnnopt.loading.pipeline import PipelineOptions
-from lightning_gnnopt.loading.placement import DevicePlacement, HostPlacement, Placement
+from lightning_gnnopt.loading.placement import Placement
 from lightning_gnnopt.loading.prefetch import PrefetchLoader
+from lightning_gnnopt.loading.residence import Residence
 from lightning_gnnopt.loading.seeds import SeedOrder
 from lightning_gnnopt.loading.sharing import shared_on_machine
-from lightning_gnnopt.loading.streams import DeviceStreams, streams_of
+from lightning_gnnopt.loading.streams import DeviceStreams
 from lightning_gnnopt.loading.task import GraphTask, Surroundings
 from lightning_gnnopt.loading.tasks import make_task
 from lightning_gnnopt.loading.transform import SubgraphTransform
@@ -162,8 +162,6 @@ class GraphDataModule(L.LightningDataModule):
         super().__init__()
         if eval_mode not in _EVAL_MODES:
             raise ValueError(unknown_name("eval_mode", eval_mode, _EVAL_MODES))
-        if cache_policy not in CACHE_POLICIES:
-            raise ValueError(unknown_name("cache_policy", cache_policy, CACHE_POLICIES))
         if eval_mode == "layerwise" and eval_num_neighbors is not None:
             raise ValueError(
                 f"`eval_num_neighbors` must be left out with `eval_mode='layerwise'`, but got {eval_num_neighbors}."
@@ -174,12 +172,13 @@ class GraphDataModule(L.LightningDataModule):
                 f"`eval_mode='layerwise'` takes all neighbours, those from after a seed's time too, but `time_attr` is"
                 f" {time_attr!r}. HINT: `eval_num_neighbors=[-1, -1]` evaluates on the whole past of each seed."
             )
+        self._residence = Residence(device, cache=cache, cache_policy=cache_policy)
         self._task: GraphTask = make_task(
             data,
             links=links,
             input_type=input_type,
             layerwise=eval_mode == "layerwise",
-            cached=cache != 0,
+            cached=self._residence.cache != 0,
             sampler=sampler,
             num_neighbors=num_neighbors,
             eval_num_neighbors=eval_num_neighbors,
@@ -205,15 +204,10 @@ class GraphDataModule(L.LightningDataModule):
         self.shuffle = shuffle
         self.drop_last = drop_last
         self.seed = seed
-        self.cache = cache if cache == "auto" else parse_bytes(cache, name="cache")
-        self.cache_policy: CachePolicy = cache_policy
-        self.device = device
         self.share_memory = share_memory
         self.transforms = list(transforms)
         for size in (batch_size, self.eval_batch_size):
             SeedOrder(1, size)  # refuses a size below 1 here rather than when training starts
-        self._placement: Placement | None = None
-        self._cached: FeatureStore | None = None
         self._is_built = False
         self._warm: set[str] = set()
 
@@ -272,16 +266,12 @@ class GraphDataModule(L.LightningDataModule):
     @property
     def cached_features(self) -> CachedFeatures | None:
         """The rows of ``x`` on the device, with their hit rate; None without a cache."""
-        return self._cached if isinstance(self._cached, CachedFeatures) else None
+        return self._residence.cached
 
     @property
     def placement(self) -> Placement:
         """Where batches go; shared by all loaders, so that they reuse each other's buffers."""
-        streams = self._streams()
-        if self._placement is None or getattr(self._placement, "streams", None) is not streams:
-            self._placement = HostPlacement() if streams is None else DevicePlacement(streams)
-            self._cached = None
-        return self._placement
+        return self._residence.placement(self.trainer)
 
     @override
     def setup(self, stage: str) -> None:
@@ -292,7 +282,7 @@ class GraphDataModule(L.LightningDataModule):
         surroundings = Surroundings(
             module=None if trainer is None else trainer.lightning_module,
             share=share,
-            cache=self._cache_rows if self.cache else None,
+            cache=self._cache_rows if self._residence.cache else None,
         )
         self._task.build(surroundings)
         self._is_built = True
@@ -304,8 +294,7 @@ class GraphDataModule(L.LightningDataModule):
 
     @override
     def teardown(self, stage: str) -> None:
-        if self._placement is not None:
-            self._placement.trim()
+        self._residence.trim()
 
     @override
     def train_dataloader(self) -> PrefetchLoader:
@@ -398,43 +387,13 @@ class GraphDataModule(L.LightningDataModule):
         """Whether Lightning overfits on the first batches: they must be the same in each epoch."""
         return bool(getattr(self.trainer, "overfit_batches", 0))
 
-    def _streams(self) -> DeviceStreams | None:
-        device = self.device
-        if device is None:
-            device = getattr(getattr(self.trainer, "strategy", None), "root_device", "cpu")
-        if not isinstance(device, str | torch.device):
-            return device
-        held = getattr(self._placement, "streams", None)
-        wanted = torch.device(device)
-        if held is not None and held.device.type == wanted.type and wanted.index in (None, held.device.index):
-            streams: DeviceStreams = held
-            return streams
-        return streams_of(wanted)
-
     def _cache_rows(self, task: GraphTask, store: FeatureStore) -> FeatureStore:
-        placement = self.placement
-        if not isinstance(placement, DevicePlacement):
-            rank_zero_warn(
-                f"`cache={self.cache!r}` is of no use where batches stay in host memory, as they do on this device."
-                " HINT: leave it out, or train on a CUDA device."
-            )
-            return store
         if not task.has("train") or not isinstance(task, NodeTask):
             return store
-        if self._cached is None:
-            self._cached = cache_rows(
-                store,
-                task.source("train"),
-                self._order("train"),
-                budget=self.cache,
-                policy=self.cache_policy,
-                streams=placement.streams,
-            )
-        return self._cached
+        return self._residence.cache_rows(self.trainer, store, task.source("train"), self._order("train"))
 
     def __getstate__(self) -> dict[str, Any]:
-        # Buffers and what lies on a device are made anew where it arrives.
-        return {**self.__dict__, "_placement": None, "_cached": None, "_is_built": False, "_warm": set()}
+        return {**self.__dict__, "_is_built": False, "_warm": set()}
 
 
 def _default_seed() -> int:

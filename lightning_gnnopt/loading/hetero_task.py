@@ -13,13 +13,22 @@ from torch_geometric.data import HeteroData
 from typing_extensions import override
 
 from lightning_gnnopt._names import unknown_name
-from lightning_gnnopt.loading.checks import check_labels, check_model, count_classes, is_multilabel, split_nodes
+from lightning_gnnopt.loading.checks import (
+    check_finite,
+    check_labels,
+    check_model,
+    check_y,
+    count_classes,
+    is_multilabel,
+    split_nodes,
+)
 from lightning_gnnopt.loading.hetero_batches import HeteroBatchBuilder
 from lightning_gnnopt.loading.hetero_source import HeteroNodeSource
 from lightning_gnnopt.loading.link_split import without_links
 from lightning_gnnopt.loading.shared_data import SharedData
 from lightning_gnnopt.loading.task import STAGES, GraphTask, Surroundings
 from lightning_gnnopt.sampling import HeteroNeighborSampler, HeteroTopology
+from lightning_gnnopt.sampling.hetero_fanouts import check_hetero_fanouts
 from lightning_gnnopt.sampling.hetero_topology import EdgeType
 
 Fanouts = Sequence[int] | Mapping[EdgeType, Sequence[int]]
@@ -59,13 +68,18 @@ class HeteroTask(GraphTask):
                 f"`num_neighbors` must be left out with a `sampler` function, but got {num_neighbors}."
                 " HINT: give the fan-outs to the sampler itself."
             )
+        if eval_num_neighbors is not None:
+            check_hetero_fanouts(eval_num_neighbors, data.edge_types, name="eval_num_neighbors")
+        for node_type in data.node_types:
+            if isinstance(x := data[node_type].get("x"), torch.Tensor):
+                check_finite(x, f"x of {node_type!r}")
         self.data = data
         self.input_type = self._find_inputs(input_type) if needs_inputs or input_type is not None else None
         self._make_sampler: Callable[..., HeteroNeighborSampler]
         if callable(sampler):
             self._make_sampler = sampler
         else:
-            fanouts = [15, 10] if num_neighbors is None else num_neighbors
+            fanouts = check_hetero_fanouts([15, 10] if num_neighbors is None else num_neighbors, data.edge_types)
             self._make_sampler = partial(HeteroNeighborSampler, num_neighbors=fanouts)
         self._eval_num_neighbors = eval_num_neighbors
         self._edge_id = edge_id
@@ -81,10 +95,10 @@ class HeteroTask(GraphTask):
     @property
     @override
     def num_features(self) -> int:
-        x = getattr(self.data[self.input_type], "x", None) if self.input_type else None
+        x = None if self.input_type is None else self.data[self.input_type].get("x")
         if x is None:
             raise ValueError(
-                f"`num_features` is not known: {self.input_type!r} nodes hold no `x`."
+                f"`num_features` is not known: {self._inputs} hold no `x`."
                 " HINT: `datamodule.data.num_node_features` has the numbers of all types."
             )
         return int(x.size(1))
@@ -94,7 +108,7 @@ class HeteroTask(GraphTask):
     def num_classes(self) -> int:
         if self._num_classes is None:
             raise ValueError(
-                f"`num_classes` is not known, because {self.input_type!r} nodes hold no labels `y`."
+                f"`num_classes` is not known, because {self._inputs} hold no classes in `y`."
                 " HINT: pass `num_classes=...`."
             )
         return self._num_classes
@@ -151,10 +165,11 @@ class HeteroTask(GraphTask):
                 self._sampler = self._eval_sampler = None
             self._builder = HeteroBatchBuilder(without_links(self.data), self.topology, edge_id=self._edge_id)
         if surroundings.module is not None:
+            num_classes = None if self.input_type is None else self._num_classes
             samplers = {"num_neighbors": self.sampler("train")}
             if self._eval_num_neighbors is not None:
                 samplers["eval_num_neighbors"] = self.sampler("val")
-            check_model(surroundings.module, samplers, num_classes=self._num_classes, layerwise=False)
+            check_model(surroundings.module, samplers, num_classes=num_classes, layerwise=False)
 
     @override
     def source(self, stage: str) -> HeteroNodeSource:
@@ -178,13 +193,21 @@ class HeteroTask(GraphTask):
             )
         return str(masked[0])
 
+    @property
+    def _inputs(self) -> str:
+        """What is trained on, for error messages."""
+        return "links (of no `input_type`)" if self.input_type is None else f"{self.input_type!r} nodes"
+
     def _take_nodes(self, storage: Any) -> None:
-        y = getattr(storage, "y", None)
+        y = storage.get("y")
         self._nodes = {s: nodes for s in STAGES[:3] if (nodes := split_nodes(storage, s)) is not None}
-        if y is not None and self._num_classes is None and not y.is_floating_point():
-            self._num_classes = count_classes(y)
-        if y is not None and self._num_classes is not None and (is_multilabel(y) or not y.is_floating_point()):
-            check_labels(y, self._nodes.items(), self._num_classes)
+        if y is not None:
+            check_y(y, storage.num_nodes)
+            # Real numbers, one for each node, are for a module of the user's own to make something of.
+            if is_multilabel(y) or not y.is_floating_point():
+                if self._num_classes is None:
+                    self._num_classes = count_classes(y)
+                check_labels(y, self._nodes.items(), self._num_classes)
         predict = split_nodes(storage, "predict")
         self._nodes["predict"] = torch.arange(storage.num_nodes) if predict is None else predict
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import re
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -11,7 +13,8 @@ from numpy.typing import NDArray
 from torch_geometric.data import Data
 from typing_extensions import override
 
-from lightning_gnnopt.loading.batches import BatchBuilder, EdgeFormat
+from lightning_gnnopt._names import unknown_name
+from lightning_gnnopt.loading.batches import EDGE_FORMATS, BatchBuilder, EdgeFormat
 from lightning_gnnopt.loading.checks import (
     check_graph,
     check_labels,
@@ -23,6 +26,7 @@ from lightning_gnnopt.loading.checks import (
 from lightning_gnnopt.loading.features import FeatureStore, feature_store
 from lightning_gnnopt.loading.groups import GroupOrder
 from lightning_gnnopt.loading.link_split import without_links
+from lightning_gnnopt.loading.narrowing import narrow_dtype
 from lightning_gnnopt.loading.samplers import SamplerMaker, graph_options, refuse_evaluation, trains_only
 from lightning_gnnopt.loading.seeds import SeedOrder
 from lightning_gnnopt.loading.shared_data import SharedData
@@ -34,7 +38,11 @@ _LABELLED_STAGES = ("train", "val", "test")
 
 
 class NodeTask(GraphTask):
-    """The nodes that a graph's masks choose, and the samplers around them; arguments are `GraphDataModule`'s."""
+    """The nodes that a graph's masks choose, and the samplers around them; arguments are `GraphDataModule`'s.
+
+    Args:
+        has_inputs: Whether the inputs are the graph's nodes; otherwise neither masks nor labels are looked at.
+    """
 
     def __init__(
         self,
@@ -52,8 +60,11 @@ class NodeTask(GraphTask):
         features: Any,
         feature_dtype: str | None,
         num_classes: int | None,
+        has_inputs: bool = True,
     ) -> None:
-        check_graph(data, has_features=features is not None)
+        check_graph(data, has_features=features is not None, labelled=has_inputs)
+        if edge_format not in EDGE_FORMATS:
+            raise ValueError(unknown_name("edge_format", edge_format, EDGE_FORMATS))
         options = graph_options(data, weight_attr=weight_attr, time_attr=time_attr, input_time_attr=input_time_attr)
         self._make = SamplerMaker(sampler, num_neighbors, options)
         if self._make.trains_only and not layerwise and eval_num_neighbors is None:
@@ -66,20 +77,18 @@ class NodeTask(GraphTask):
         self._edge_id = edge_id
         self._edge_format = edge_format
         self._input_time = None if input_time_attr is None else torch.as_tensor(data[input_time_attr]).cpu().numpy()
-        self._nodes = {stage: nodes for stage in _LABELLED_STAGES if (nodes := split_nodes(data, stage)) is not None}
-        if self._nodes or data.y is not None:
-            self._num_classes = count_classes(data.y) if num_classes is None and data.y is not None else num_classes
-            check_labels(data.y, self._nodes.items(), self._num_classes or 0)
-        else:
-            self._num_classes = num_classes
-        predict = split_nodes(data, "predict")
-        self._nodes["predict"] = torch.arange(data.num_nodes) if predict is None else predict
+        self._num_classes = num_classes
+        self._has_inputs = has_inputs
+        self._nodes: dict[str, torch.Tensor] = {}
+        if has_inputs:
+            self._take_nodes(data)
         self._store: FeatureStore | None = None
         self._topology: Topology | None = None
         self._sampler: NodeSampler | None = None
         self._eval_sampler: NodeSampler | None = None
         self._builder: BatchBuilder | None = None
         self._built = False
+        self._check_features()
 
     @property
     @override
@@ -185,7 +194,8 @@ class NodeTask(GraphTask):
             samplers = {"layer_sizes" if hasattr(train, "layer_sizes") else "num_neighbors": train}
             if not self._layerwise and self.eval_sampler is not train:
                 samplers["eval_num_neighbors"] = self.eval_sampler
-            check_model(module, samplers, num_classes=self._num_classes, layerwise=self._layerwise)
+            num_classes = self._num_classes if self._has_inputs else None
+            check_model(module, samplers, num_classes=num_classes, layerwise=self._layerwise)
 
     @override
     def source(self, stage: str) -> NodeSource:
@@ -214,4 +224,38 @@ class NodeTask(GraphTask):
         return self._features is not None or self._feature_dtype is not None or self.data.x.layout != torch.strided
 
     def _make_store(self) -> FeatureStore:
-        return feature_store(self.data.x if self._features is None else self._features, stored_as=self._feature_dtype)
+        with _in_users_words():
+            source = self.data.x if self._features is None else self._features
+            return feature_store(source, stored_as=self._feature_dtype)
+
+    def _check_features(self) -> None:
+        """Refuse what would be refused when the features are stored, as far as a look at them tells."""
+        if self._features is None:
+            with _in_users_words():
+                narrow_dtype(self._feature_dtype, self.data.x.dtype)
+            return
+        self._store = store = self._make_store()
+        if len(store.shape) != 2 or store.num_rows != self.data.num_nodes:
+            raise ValueError(
+                f"`features` must be of shape (N, F) for the graph's {self.data.num_nodes:,} nodes, but are of shape"
+                f" {tuple(store.shape)}. HINT: one row of features per node, in the order of the nodes."
+            )
+
+    def _take_nodes(self, data: Data) -> None:
+        self._nodes = {stage: nodes for stage in _LABELLED_STAGES if (nodes := split_nodes(data, stage)) is not None}
+        if self._nodes or data.y is not None:
+            if self._num_classes is None and data.y is not None:
+                self._num_classes = count_classes(data.y)
+            check_labels(data.y, self._nodes.items(), self._num_classes or 0)
+        predict = split_nodes(data, "predict")
+        self._nodes["predict"] = torch.arange(data.num_nodes) if predict is None else predict
+
+
+@contextmanager
+def _in_users_words() -> Iterator[None]:
+    """Let an error of a feature store name the DataModule's arguments."""
+    try:
+        yield
+    except (TypeError, ValueError) as error:
+        message = str(error).replace("stored_as", "feature_dtype")
+        raise type(error)(re.sub("`(source|path)`", "`features`", message)) from error

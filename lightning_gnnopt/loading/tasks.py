@@ -36,9 +36,16 @@ def make_task(
         **arguments: Those of `GraphDataModule` that concern the graph.
 
     Raises:
+        TypeError: If `links` is no `LinkTask`.
         ValueError: If something is asked for that goes with another kind of graph.
     """
     hetero = isinstance(data, HeteroData)
+    if links is not None and not isinstance(links, LinkTask):
+        raise TypeError(
+            f"`links` must be a `LinkTask`, but got {type(links).__name__}."
+            " HINT: `LinkTask(train=LinkSplit(edge_label_index))`; `LinkTask.from_splits` reads what `RandomLinkSplit`"
+            " makes."
+        )
     refused = {"eval_mode='layerwise'": layerwise, "cache": cached} if hetero or links is not None else {}
     if hetero:
         refused |= {name: arguments[name] is not None for name in _OF_NODES}
@@ -63,5 +70,5 @@ def make_task(
         if arguments["eval_num_neighbors"] is not None:
             fanouts = check_fanouts(arguments["eval_num_neighbors"], name="eval_num_neighbors")
             arguments["eval_num_neighbors"] = fanouts
-        task = NodeTask(data, layerwise=layerwise, **arguments)
+        task = NodeTask(data, layerwise=layerwise, has_inputs=links is None, **arguments)
     return task if links is None else LinkGraphTask(task, links)
