@@ -166,7 +166,8 @@ class BatchBuilder:
 def _compressed(edge_index: Tensor, colptr: Tensor | None, num_nodes: int) -> EdgeIndex:
     """Tell PyG's layers what is known of an edge index.
 
-    Its ids are int64: in int32, the backward pass of torch's sparse-dense products is wrong on the CPU (torch 2.13).
+    Its ids are int64: of an expanded int32 index, the backward pass of torch's `scatter_add_` is wrong on the CPU
+    (torch 2.13), and layers train on it without a word.
     """
     size = (num_nodes, num_nodes)
     if colptr is None:

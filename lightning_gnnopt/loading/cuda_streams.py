@@ -6,6 +6,7 @@ What relies on it is tested on the simulated device; ``tests/loading/test_cuda.p
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
@@ -67,6 +68,11 @@ class CudaStreams:
     def current(self) -> _CudaStream:
         """The stream on which the calling thread computes."""
         return _CudaStream(self._module, self._module.current_stream(self.device))
+
+    def active(self) -> AbstractContextManager[Any]:
+        """Make the device the calling thread's current one: the driver would open a context on another."""
+        context: AbstractContextManager[Any] = self._module.device(self.device)
+        return context
 
     def host_memory(self, nbytes: int) -> Tensor:
         """Allocate pinned memory: from any other, a copy holds up the host."""

@@ -12,6 +12,7 @@ import lightning as L
 import numpy as np
 import torch
 import torch.distributed as dist
+from lightning.pytorch.utilities import rank_zero_warn
 from numpy.typing import NDArray
 from torch_geometric.data import Data, HeteroData
 from typing_extensions import override
@@ -357,9 +358,16 @@ class GraphDataModule(L.LightningDataModule):
     def _loader(self, stage: str) -> PrefetchLoader:
         if not self._is_built:
             self.setup(stage)
+        order = self._order(stage)
+        if not order.pad and order.num_repeated:
+            rank_zero_warn(
+                f"{order.num_repeated} inputs of {stage!r} are judged twice, so that all {order.world_size} processes"
+                f" make {len(order)} steps: there are only {order.num_seeds}. HINT: evaluate on fewer devices, or with a"
+                " larger `eval_batch_size`."
+            )
         return PrefetchLoader(
             self._task.source(stage),
-            self._order(stage),
+            order,
             num_workers=self._options.num_workers,
             prefetch_factor=self._options.prefetch_factor,
             max_bytes_in_flight=self._options.max_bytes_in_flight,

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import atexit
 import sys
 import threading
 import time
 import traceback
+import weakref
 from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass, field
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 T = TypeVar("T")
 
@@ -80,6 +82,7 @@ class OrderedPrefetch(Generic[T]):
         self._max_bytes = max_bytes
         self._timeout_s = timeout_s
         self._changed = threading.Condition()
+        self._threads: list[threading.Thread] = []
         self._results: dict[int, T | _Failure] = {}
         self._work: dict[int, _Work] = {}  # by thread
         self._taken = 0
@@ -126,11 +129,12 @@ class OrderedPrefetch(Generic[T]):
             for item in self._items:
                 yield self._prepare(item)
             return
-        threads = [
+        self._threads = threads = [
             threading.Thread(target=self._run, name=f"{THREAD_NAME}-{i}", daemon=True) for i in range(self._num_workers)
         ]
         deadline_s: float | None = None
         try:
+            _LIVE.add(self)
             for thread in threads:
                 thread.start()
             for _ in self._items:
@@ -144,15 +148,20 @@ class OrderedPrefetch(Generic[T]):
                 yield result
                 del result  # the consumer's alone from here on
         finally:
-            with self._changed:
-                self._stopped = True
-                self._results.clear()
-                self._bytes.clear()
-                self._changed.notify_all()
-            for thread in threads:
-                # Never started after an interrupt; or this one, if the garbage collector closes the iterator here.
-                if thread.ident is not None and thread is not threading.current_thread():
-                    thread.join(None if deadline_s is None else max(0.0, deadline_s - time.monotonic()))
+            self._end(deadline_s)
+            _LIVE.discard(self)
+
+    def _end(self, deadline_s: float | None = None) -> None:
+        """Stop the threads and wait until they have ended, or until a deadline."""
+        with self._changed:
+            self._stopped = True
+            self._results.clear()
+            self._bytes.clear()
+            self._changed.notify_all()
+        for thread in self._threads:
+            # Never started after an interrupt; or this one, if the garbage collector closes the iterator here.
+            if thread.ident is not None and thread is not threading.current_thread():
+                thread.join(None if deadline_s is None else max(0.0, deadline_s - time.monotonic()))
 
     def _take(self) -> T | _Failure:
         with self._changed:
@@ -241,3 +250,13 @@ class OrderedPrefetch(Generic[T]):
         if frame is not None:
             error.add_note(f"'{work.name}' stands at:\n{''.join(traceback.format_stack(frame))}")
         raise error
+
+
+_LIVE: weakref.WeakSet[OrderedPrefetch[Any]] = weakref.WeakSet()
+
+
+@atexit.register
+def _end_all() -> None:
+    """End what is still iterated over: an interpreter that ends while threads are inside of torch aborts."""
+    for prefetch in list(_LIVE):
+        prefetch._end(time.monotonic() + _JOIN_S)

@@ -100,7 +100,7 @@ class BatchPipeline:
         self._stages = stages
         self._items = items
         self._placement = HostPlacement() if placement is None else placement
-        self._placement.expect(options.max_ahead)
+        self._placement.expect(options.max_ahead, options.max_bytes)
         self._spans: list[tuple[Event, Event]] = []
         self._prefetch = OrderedPrefetch(
             self._prepare,

@@ -66,8 +66,8 @@ class Placement(Protocol):
         """Write a batch and, for a device, start its transfer; `name` is what an error on the device calls it."""
         ...
 
-    def expect(self, in_flight: int) -> None:
-        """Be told how many batches a loader prepares ahead."""
+    def expect(self, in_flight: int, max_bytes: int | None = None) -> None:
+        """Be told how many batches a loader prepares ahead, and of how many bytes at most."""
         ...
 
     def trim(self) -> None:
@@ -84,7 +84,7 @@ class HostPlacement:
     def __init__(self) -> None:
         self._pool = SlabPool(lambda nbytes: torch.empty(nbytes, dtype=torch.uint8), target=2)
 
-    def expect(self, in_flight: int) -> None:
+    def expect(self, in_flight: int, max_bytes: int | None = None) -> None:
         """Keep as many slabs as can be in use at once: those ahead, and those of this step and of the next."""
         self._pool.target = max(self._pool.target, in_flight + 2)
 
@@ -133,14 +133,19 @@ class DevicePlacement:
         self._slabs = SlabPool(streams.device_memory, target=3)
         self._submitting = threading.Lock()
 
-    def expect(self, in_flight: int) -> None:
+    def expect(self, in_flight: int, max_bytes: int | None = None) -> None:
         """Keep as many slabs as can be in use at once."""
         self._staging.target = max(self._staging.target, in_flight + 1)
         self._slabs.target = max(self._slabs.target, in_flight + 2)
+        self._staging.max_bytes = self._slabs.max_bytes = max_bytes
 
     @torch.inference_mode(False)
     def place(self, plan: BatchPlan, name: str = "a batch") -> Placed:
         """Write a batch and start its transfer."""
+        with self.streams.active():
+            return self._place(plan, name)
+
+    def _place(self, plan: BatchPlan, name: str) -> Placed:
         layout = Layout()
         travelling: list[Part] = []
         for field in plan.fields:

@@ -130,7 +130,7 @@ class PrefetchLoader:
         stages = self._stages(self.sampler.current_epoch, transforms=())
         if len(self):
             plan = stages.plan(0, stages.sample(0))
-            self.placement.expect(self.options.max_ahead)
+            self.placement.expect(self.options.max_ahead, self.options.max_bytes)
             self.placement.place(plan).take()
 
     def _stages(self, epoch: int, *, transforms: Sequence[SubgraphTransform] | None = None) -> Stages:

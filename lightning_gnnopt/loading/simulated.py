@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import atexit
 import ctypes
 import queue
 import threading
 import time
 import weakref
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Self
 
 import numpy as np
@@ -156,11 +158,16 @@ class SimulatedDevice:
             return nbytes / bytes_per_s + copy_delay_s(nbytes)
 
         self.copies = _SimulatedStream("copies", seconds)
+        _OPEN.add(self)
         self._compute = _HostStream() if host_computes else _SimulatedStream("compute", seconds)
 
     def current(self) -> _SimulatedStream | _HostStream:
         """The stream on which everything computes."""
         return self._compute
+
+    def active(self) -> AbstractContextManager[Any]:
+        """Nothing to set."""
+        return nullcontext()
 
     def host_memory(self, nbytes: int) -> Tensor:
         """Allocate memory."""
@@ -207,6 +214,7 @@ class SimulatedDevice:
 
     def close(self) -> None:
         """Finish what was submitted, and end the threads."""
+        _OPEN.discard(self)
         self.copies.close()
         self._compute.close()
 
@@ -215,6 +223,16 @@ class SimulatedDevice:
 
     def __exit__(self, *exc_info: object) -> None:
         self.close()
+
+
+_OPEN: weakref.WeakSet[SimulatedDevice] = weakref.WeakSet()
+
+
+@atexit.register
+def _close_all() -> None:
+    """End the threads: an interpreter that ends while they are inside of torch aborts."""
+    for device in list(_OPEN):
+        device.close()
 
 
 def _bare(tensor: Tensor) -> Tensor:

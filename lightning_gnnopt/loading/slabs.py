@@ -14,6 +14,8 @@ from torch import Tensor
 from lightning_gnnopt.loading.streams import Event, Stream
 
 _PAGE = 4096
+_RECENT = 64  # requests by which a slab's size goes
+_MUCH = 3  # times the largest of them: a slab that large is not kept
 
 _LENT: set[Slab] = set()
 """Slabs in use. While one is lent, nothing else may hold it, and it must not go before the tensors over its memory."""
@@ -50,11 +52,12 @@ class Slab:
         tensor, lease = _lease(self.memory)
 
         def end(_: object) -> None:
-            # In whichever thread drops the last tensor, maybe in the middle of something: nothing here takes a lock.
+            # In whichever thread drops the last tensor, maybe in the middle of something: nothing here waits.
             self.busy = None if self.reader is None else self.reader.record()
             self.reader = None
             pool.returned.append(self)
             _LENT.discard(self)
+            pool.settle()
 
         self._lease = weakref.ref(lease, end)
         _LENT.add(self)
@@ -68,46 +71,52 @@ class SlabPool:
         allocate: Makes a uint8 tensor of so many bytes.
         target: Up to so many, a new slab is made rather than one taken that the device still works on. If all are lent
             out there will be more, which go when they return: a consumer may keep what it was given.
+        max_bytes: The same in bytes, beyond which only two slabs more are made: that of this step and of the next. None
+            goes by the number alone.
     """
 
-    def __init__(self, allocate: Callable[[int], Tensor], *, target: int) -> None:
+    def __init__(self, allocate: Callable[[int], Tensor], *, target: int, max_bytes: int | None = None) -> None:
         self._allocate = allocate
         self.target = target
+        self.max_bytes = max_bytes
         self.returned: deque[Slab] = deque()  # appending is atomic
         self._lock = threading.Lock()
         self._free: list[Slab] = []  # those that returned first stand first
-        self._largest = 0
+        self._asked: deque[int] = deque(maxlen=_RECENT)
         self.num_slabs = 0
+        self.nbytes = 0
+        """Bytes of all slabs, lent ones included."""
 
     @property
-    def nbytes(self) -> int:
-        """Bytes of the slabs that wait for a use."""
-        with self._lock:
-            self._take_back()
-            return sum(len(slab.memory) for slab in self._free)
+    def num_waiting(self) -> int:
+        """Slabs that wait for a use."""
+        return len(self._free) + len(self.returned)
 
     def acquire(self, nbytes: int) -> Slab:
         """Take a slab of at least `nbytes`; its `busy` is to be waited for before it is written."""
         with self._lock:
+            self._asked.append(nbytes)
             self._take_back()
-            self._largest = max(self._largest, nbytes)
+            # Batches differ in size: with an eighth to spare, the next larger one fits as well.
+            size = -(-max(self._asked) * 9 // 8 // _PAGE) * _PAGE
             fits = [slab for slab in self._free if len(slab.memory) >= nbytes]
-            idle = next((slab for slab in fits if slab.busy is None or slab.busy.query()), None)
-            slab = idle or (fits[0] if fits and self.num_slabs >= self.target else None)
+            idle = (slab for slab in fits if slab.busy is None or slab.busy.query())
+            slab = min(idle, key=lambda slab: len(slab.memory), default=None)
+            if slab is None and fits and self._is_full(size):
+                slab = fits[0]
             if slab is not None:
                 self._free.remove(slab)
                 return slab
-            if self._free and self.num_slabs >= self.target:  # none that fits: one makes room for a larger one
-                self._free.pop(0)
-                self.num_slabs -= 1
+            if self._free and self._is_full(size):  # none that fits: one makes room for a larger one
+                self._drop(self._free.pop(0))
             self.num_slabs += 1
-        # Batches differ in size: with an eighth to spare, the next larger one fits as well.
-        size = -(-self._largest * 9 // 8 // _PAGE) * _PAGE
+            self.nbytes += size
         try:
             return Slab(self._allocate(size))
         except BaseException:
             with self._lock:
                 self.num_slabs -= 1
+                self.nbytes -= size
             raise
 
     def give_back(self, slab: Slab, *, busy: Event | None = None) -> None:
@@ -115,19 +124,39 @@ class SlabPool:
         slab.busy = busy
         self.returned.append(slab)
 
+    def settle(self) -> None:
+        """Free what has returned and is not needed, unless that would mean to wait; to be called from anywhere."""
+        if self._lock.acquire(blocking=False):
+            try:
+                self._take_back()
+            finally:
+                self._lock.release()
+
     def trim(self) -> None:
         """Free the slabs that wait for a use."""
         with self._lock:
             self._take_back()
-            self.num_slabs -= len(self._free)
+            for slab in self._free:
+                self._drop(slab)
             self._free.clear()
+
+    def _is_full(self, size: int) -> bool:
+        if self.num_slabs >= self.target:
+            return True
+        return self.max_bytes is not None and self.nbytes + size > self.max_bytes + 2 * size
 
     def _take_back(self) -> None:
         while self.returned:
-            self._free.append(self.returned.popleft())
-        while self._free and self.num_slabs > self.target:
-            self._free.pop(0)
-            self.num_slabs -= 1
+            slab = self.returned.popleft()
+            # More than were asked for, or made for batches of a size that no longer comes.
+            if self.num_slabs > self.target or len(slab.memory) > _MUCH * max(self._asked, default=0) + _PAGE:
+                self._drop(slab)
+            else:
+                self._free.append(slab)
+
+    def _drop(self, slab: Slab) -> None:
+        self.num_slabs -= 1
+        self.nbytes -= len(slab.memory)
 
 
 class _Lease:

@@ -7,6 +7,7 @@ two implementations: `CudaStreams`, and `SimulatedDevice`, whose streams are thr
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from typing import Any, Protocol
 
 import torch
@@ -62,6 +63,10 @@ class DeviceStreams(Protocol):
 
     def current(self) -> Stream:
         """The stream on which the calling thread computes."""
+        ...
+
+    def active(self) -> AbstractContextManager[Any]:
+        """Make the device the calling thread's current one, which is a thread's own setting."""
         ...
 
     def host_memory(self, nbytes: int) -> Tensor:
