@@ -362,8 +362,8 @@ class GraphDataModule(L.LightningDataModule):
         if not order.pad and order.num_repeated:
             rank_zero_warn(
                 f"{order.num_repeated} inputs of {stage!r} are judged twice, so that all {order.world_size} processes"
-                f" make {len(order)} steps: there are only {order.num_seeds}. HINT: evaluate on fewer devices, or with a"
-                " larger `eval_batch_size`."
+                f" make {len(order)} steps: there are only {order.num_seeds}. HINT: evaluate on fewer devices or"
+                " with a larger `eval_batch_size`."
             )
         return PrefetchLoader(
             self._task.source(stage),

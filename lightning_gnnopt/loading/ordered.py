@@ -126,8 +126,11 @@ class OrderedPrefetch(Generic[T]):
     def __iter__(self) -> Generator[T, None, None]:
         """Deliver the items; to be called once."""
         if self._num_workers == 0:
-            for item in self._items:
-                yield self._prepare(item)
+            try:
+                for item in self._items:
+                    yield self._prepare(item)
+            finally:
+                self._end()
             return
         self._threads = threads = [
             threading.Thread(target=self._run, name=f"{THREAD_NAME}-{i}", daemon=True) for i in range(self._num_workers)
@@ -162,6 +165,7 @@ class OrderedPrefetch(Generic[T]):
             # Never started after an interrupt; or this one, if the garbage collector closes the iterator here.
             if thread.ident is not None and thread is not threading.current_thread():
                 thread.join(None if deadline_s is None else max(0.0, deadline_s - time.monotonic()))
+        self._prepare = _ended  # which may hold much, and us
 
     def _take(self) -> T | _Failure:
         with self._changed:
@@ -250,6 +254,10 @@ class OrderedPrefetch(Generic[T]):
         if frame is not None:
             error.add_note(f"'{work.name}' stands at:\n{''.join(traceback.format_stack(frame))}")
         raise error
+
+
+def _ended(item: int) -> Any:
+    raise RuntimeError(f"Item {item} is asked for after the iteration has ended.")
 
 
 _LIVE: weakref.WeakSet[OrderedPrefetch[Any]] = weakref.WeakSet()

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -82,7 +83,7 @@ class HostPlacement:
     """
 
     def __init__(self) -> None:
-        self._pool = SlabPool(lambda nbytes: torch.empty(nbytes, dtype=torch.uint8), target=2)
+        self._pool = SlabPool(_host_memory, target=2)
 
     def expect(self, in_flight: int, max_bytes: int | None = None) -> None:
         """Keep as many slabs as can be in use at once: those ahead, and those of this step and of the next."""
@@ -113,6 +114,10 @@ class HostPlacement:
         for part, tensor in zip(parts, tensors, strict=True):
             part.write(tensor)
         return Placed(plan.assemble(tensors))
+
+
+def _host_memory(nbytes: int) -> Tensor:
+    return torch.from_numpy(np.empty(nbytes, np.uint8))  # numpy asks Linux for huge pages, torch does not
 
 
 class DevicePlacement:
