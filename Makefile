@@ -32,9 +32,12 @@ test: $(STAMP) ## run the whole suite, with coverage
 	$(BIN)/python -m pytest --cov --cov-report=term
 
 # A cache of its own: machine code compiled without the checks would be taken from the usual one.
-bounds: $(STAMP) ## run the sampling tests with every array index checked in the numba kernels
+KERNEL_TESTS := tests/sampling $(patsubst %,tests/loading/test_%.py,cached_features dense_features features fields gather \
+	hotness layerwise sparse_features)
+
+bounds: $(STAMP) ## run the kernels' tests with every array index checked by numba
 	cache=$$(mktemp -d) && trap 'rm -rf "$$cache"' EXIT && NUMBA_BOUNDSCHECK=1 NUMBA_CACHE_DIR="$$cache" \
-		$(BIN)/python -m pytest tests/sampling -q --no-cov -p no:cacheprovider
+		$(BIN)/python -m pytest $(KERNEL_TESTS) -q --no-cov -p no:cacheprovider
 
 lint: $(STAMP) ## ruff: rules and format
 	$(BIN)/ruff check .
@@ -64,6 +67,7 @@ wheel-test: $(STAMP) ## build wheel and sdist, install each into a venv of its o
 
 bench: $(STAMP) ## run the benchmarks, quickly
 	$(BIN)/python -m benchmarks.endtoend --quick
+	$(BIN)/python -m benchmarks.loading --quick
 
 clean: ## remove everything that was built or written, .venv included
 	rm -rf $(VENV) build dist site htmlcov .coverage .pytest_cache .mypy_cache .ruff_cache .hypothesis outputs multirun
