@@ -31,10 +31,10 @@ demo: $(STAMP) ## train GraphSAGE on the digits graph and print what came out
 test: $(STAMP) ## run the whole suite, with coverage
 	$(BIN)/python -m pytest --cov --cov-report=term
 
-# A cache of its own: machine code compiled without the checks would be taken from the usual one.
 KERNEL_TESTS := tests/sampling $(patsubst %,tests/loading/test_%.py,cached_features dense_features features fields gather \
 	hotness layerwise sparse_features)
 
+# A cache of its own: machine code compiled without the checks would be taken from the usual one.
 bounds: $(STAMP) ## run the kernels' tests with every array index checked by numba
 	cache=$$(mktemp -d) && trap 'rm -rf "$$cache"' EXIT && NUMBA_BOUNDSCHECK=1 NUMBA_CACHE_DIR="$$cache" \
 		$(BIN)/python -m pytest $(KERNEL_TESTS) -q --no-cov -p no:cacheprovider

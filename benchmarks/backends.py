@@ -57,15 +57,16 @@ class SimulatedBackend:
 
     Args:
         bytes_per_s: How fast host and device exchange bytes; by default what a PCIe 3.0 x16 slot does.
+        carries: Whether copies are made, or only take their time, as a device's copy engine takes no core of the host.
     """
 
     name = "simulated"
     accelerator = "cpu"  # Lightning cannot train on the simulated one
     exact = True
 
-    def __init__(self, *, bytes_per_s: float = 12e9) -> None:
+    def __init__(self, *, bytes_per_s: float = 12e9, carries: bool = True) -> None:
         self._bytes_per_s = bytes_per_s
-        self._device = SimulatedDevice(bytes_per_s=bytes_per_s)
+        self._device = SimulatedDevice(bytes_per_s=bytes_per_s, carries=carries)
         self.streams: DeviceStreams = self._device
 
     def transfer_bytes(self, seconds: float) -> int:

@@ -48,7 +48,7 @@ def measure_at(scale: LoadingScale) -> Measured:
     graph = products_like(scale.graph)
     with (
         closing(SimulatedBackend(bytes_per_s=GRID_BYTES_PER_S)) as slow,
-        closing(SimulatedBackend()) as backend,
+        closing(SimulatedBackend(carries=False)) as backend,
         closing(SimulatedBackend(bytes_per_s=float("inf"))) as counting,
     ):
         parts = [

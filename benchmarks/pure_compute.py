@@ -1,7 +1,8 @@
 """Epochs in which a graph's batches are sampled, sliced, transferred and computed on, beside their computing alone.
 
 A batch's kernel takes 1.5 times as long as one worker takes to prepare a batch, so that one worker can keep up. The
-epoch runs from the request of its first batch, which nothing can hide, to the end of its last kernel.
+epoch runs from the request of its first batch, which nothing can hide, to the end of its last kernel. On the simulated
+device copies take their time and no core, as a copy engine's do; what they take of the memory's bandwidth is left out.
 """
 
 from __future__ import annotations

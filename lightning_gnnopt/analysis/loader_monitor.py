@@ -76,8 +76,10 @@ class LoaderMonitor(Callback):
         metrics = means(stats - self._before)
         self._before = stats.copy()
         if metrics:
+            # Where Lightning's own logs of this batch stand, as in its `DeviceStatsMonitor`.
+            step = trainer.fit_loop.epoch_loop._batches_that_stepped
             for logger in trainer.loggers:
-                logger.log_metrics(metrics, step=trainer.global_step)
+                logger.log_metrics(metrics, step=step)
 
 
 def means(stats: LoaderStats) -> dict[str, float]:

@@ -23,7 +23,9 @@ from lightning_gnnopt.sampling.kernels import gather
 EdgeFormat = Literal["coo", "csc"]
 EDGE_FORMATS = ("coo", "csc")
 _FROM_SAMPLER = ("edge_norm", "node_norm", "batch")
-_COLPTR = "colptr"
+_COLPTR = " colptr"  # no attribute has a name like this
+OURS = ("n_id", "input_id", "e_id", "in_degree", "batch_size", "num_sampled_nodes", "num_sampled_edges")
+"""What batches get from the loader, beyond the graph's own attributes."""
 
 
 class BatchBuilder:
@@ -45,7 +47,8 @@ class BatchBuilder:
             where the sampler's edges are, with the compressed columns that fused layers look for.
 
     Raises:
-        ValueError: If edge ids are missing or `edge_format` is unknown.
+        ValueError: If edge ids are missing, `edge_format` is unknown, an attribute of the graph has the name of one
+            that batches get, or has not one row for each node or edge of the topology.
     """
 
     def __init__(
@@ -65,7 +68,15 @@ class BatchBuilder:
         self.in_degree = in_degree
         self.edge_format = edge_format
         self.of_nodes, self._of_edges, others = sort_attributes(data, stores)
-        self._template = Data.from_dict(others)
+        self._template = copy.copy(data)  # which may be of a class of its own
+        for name in [name for name in self._template.keys() if name not in others]:  # noqa: SIM118
+            del self._template[name]
+        for name in OURS:
+            if name in data:
+                raise ValueError(
+                    f"`{name}` of a batch is the loader's to say, but the graph has an attribute of that name too."
+                    f" HINT: rename `data.{name}`, or delete it."
+                )
         if topology.edge_ids is None and (edge_id or self._of_edges):
             raise ValueError(
                 "`topology` must hold edge ids to slice"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 import numpy as np
 import torch
@@ -90,6 +91,9 @@ class CachedFeatures(FeatureStore):
     def share(self) -> FeatureStore:
         return self.store.share()
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _as_it_is, (self.store,)  # rows on a device stay there
+
     def packed(self, ids: NDArray[np.integer]) -> Packed:
         """Tell apart the rows that are on the device and those that travel, and count both.
 
@@ -123,6 +127,10 @@ class CachedFeatures(FeatureStore):
     @torch.inference_mode(False)
     def _fill(self, hot_ids: NDArray[np.integer], streams: DeviceStreams) -> Tensor:
         """Bring the hot rows to the device, chunk by chunk."""
+        with streams.active():
+            return self._filled(hot_ids, streams)
+
+    def _filled(self, hot_ids: NDArray[np.integer], streams: DeviceStreams) -> Tensor:
         rows = max(1, _CHUNK_BYTES // max(self.row_bytes, 1))
         target = streams.device_memory(len(hot_ids) * self.row_bytes)
         staging = streams.host_memory(min(rows, max(len(hot_ids), 1)) * self.row_bytes)
@@ -135,6 +143,10 @@ class CachedFeatures(FeatureStore):
             streams.copies.submit(lambda part=part, chunk=chunk: part.copy_(chunk), nbytes=nbytes)
             streams.copies.record().synchronize()
         return target.view(self.stored_dtype).view(len(hot_ids), *self.shape[1:])
+
+
+def _as_it_is(store: FeatureStore) -> FeatureStore:
+    return store
 
 
 def _copy(array: NDArray[np.int32], out: Tensor) -> None:

@@ -18,6 +18,7 @@ from lightning_gnnopt.loading.sources import NodeSource
 from lightning_gnnopt.loading.streams import DeviceStreams
 from lightning_gnnopt.sampling import NeighborSampler, SampleKey
 from lightning_gnnopt.sampling.draws import UniformDraw
+from lightning_gnnopt.sampling.weighted import WeightedDraw
 
 CachePolicy = Literal["auto", "vip", "presample", "degree"]
 CACHE_POLICIES = ("auto", "vip", "presample", "degree")
@@ -73,17 +74,21 @@ def _scores(source: NodeSource, order: SeedOrder, policy: CachePolicy) -> NDArra
     sampler, topology = source.sampler, source.sampler.topology
     if policy == "degree":
         return degree_scores(topology)
-    uniform = isinstance(sampler, NeighborSampler) and isinstance(sampler.draw, UniformDraw) and not sampler.disjoint
-    if policy == "vip" and not uniform:
+    draw = sampler.draw if isinstance(sampler, NeighborSampler) and not sampler.disjoint else None
+    known = isinstance(draw, UniformDraw | WeightedDraw)
+    if policy == "vip" and not known:
         raise ValueError(
-            f"`cache_policy='vip'` needs a `NeighborSampler` that draws uniformly, but the sampler is {sampler!r}."
-            " HINT: `cache_policy='presample'` goes with any sampler."
+            f"`cache_policy='vip'` needs a `NeighborSampler` that draws uniformly or by weight, its trees not disjoint,"
+            f" but the sampler is {sampler!r}. HINT: `cache_policy='presample'` goes with any sampler."
         )
-    if policy == "vip" or (policy == "auto" and uniform):
+    if policy == "vip" or (policy == "auto" and known):
         assert isinstance(sampler, NeighborSampler)
         chance = np.zeros(topology.num_nodes)
         chance[source.input_nodes] = min(1.0, order.batch_size / max(1, source.num_inputs))
-        return inclusion_probabilities(topology, chance, sampler.num_neighbors, replace=sampler.replace)
+        weight = draw.edge_weight if isinstance(draw, WeightedDraw) else None
+        return inclusion_probabilities(
+            topology, chance, sampler.num_neighbors, replace=sampler.replace, edge_weight=weight
+        )
     return presample_scores(_presampled(source, order), topology.num_nodes)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from typing import Any
 
 import lightning as L
 import torch
@@ -11,6 +12,8 @@ from torch import Tensor
 from torch_geometric.data import Data
 
 from lightning_gnnopt.sampling import NodeSampler
+
+_CHECKED_AT_ONCE = 1 << 22  # values
 
 
 def check_graph(data: Data, *, has_features: bool = False, labelled: bool = True) -> None:
@@ -92,12 +95,19 @@ def check_finite(x: Tensor, name: str) -> None:
     values = x.coalesce() if x.layout == torch.sparse_coo else x
     values = values if values.layout == torch.strided else values.values()
     if values.is_floating_point():
-        num_bad = int(values.numel() - torch.isfinite(values).sum())
+        # In parts: a mask of all values, and what it is computed from, would take more memory than they do.
+        parts = torch.split(values.reshape(-1), _CHECKED_AT_ONCE)
+        num_bad = sum(part.numel() - int(torch.isfinite(part).sum()) for part in parts)
         if num_bad:
             raise ValueError(
                 f"`{name}` must be finite, but {num_bad:,} of its {values.numel():,} values are NaN or infinite."
                 " HINT: `torch.nan_to_num` replaces them; find out first where they come from."
             )
+
+
+def to_cpu(values: Any) -> Tensor:
+    """Bring values to the CPU as a tensor, whatever torch's default device is."""
+    return values.detach().cpu() if isinstance(values, Tensor) else torch.as_tensor(values, device="cpu")
 
 
 def split_nodes(data: Data, stage: str) -> Tensor | None:
@@ -117,7 +127,7 @@ def split_nodes(data: Data, stage: str) -> Tensor | None:
     mask = getattr(data, name, None)
     if mask is None:
         return None
-    mask = torch.as_tensor(mask)
+    mask = to_cpu(mask)
     if mask.dtype != torch.bool or mask.shape != (data.num_nodes,):
         raise ValueError(
             f"`{name}` must be a boolean tensor of shape ({data.num_nodes},), but got {mask.dtype} of shape"

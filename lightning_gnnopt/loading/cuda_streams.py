@@ -65,6 +65,9 @@ class CudaStreams:
         self._side = self._module.Stream(device=self.device)
         self.copies = _CudaStream(self._module, self._side)
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self.device,)
+
     def current(self) -> _CudaStream:
         """The stream on which the calling thread computes."""
         return _CudaStream(self._module, self._module.current_stream(self.device))
@@ -76,7 +79,7 @@ class CudaStreams:
 
     def host_memory(self, nbytes: int) -> Tensor:
         """Allocate pinned memory: from any other, a copy holds up the host."""
-        return torch.empty(nbytes, dtype=torch.uint8, pin_memory=True)
+        return torch.empty(nbytes, dtype=torch.uint8, device="cpu", pin_memory=True)
 
     def device_memory(self, nbytes: int) -> Tensor:
         """Allocate on the side stream, so that the caching allocator gives it to that stream only when it is freed."""

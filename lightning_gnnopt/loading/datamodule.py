@@ -101,10 +101,10 @@ class GraphDataModule(L.LightningDataModule):
             memory, fewer bytes to slice and to copy. Batches get its own type back.
         cache: Device memory for the rows of ``x`` that are asked for most often, as a number of bytes or with a unit;
             ``"auto"`` takes a quarter of what is free. They need not be sliced and copied; batches are the same bits.
-        cache_policy: How these rows are chosen. ``"vip"``: by their chance to be in a batch (SALIENT++), for uniform
-            neighbour sampling; ``"presample"``: by drawing some epochs (GNNLab); ``"degree"``: by the number of their
-            out-edges (PaGraph); ``"auto"``: ``"vip"`` where that can be, else ``"presample"``.
-        device: Where batches go when no Trainer says so: the CPU by default.
+        cache_policy: How these rows are chosen. ``"vip"``: by their chance to be in a batch (SALIENT++), for neighbour
+            sampling, uniform or by weight; ``"presample"``: by drawing some epochs (GNNLab); ``"degree"``: by the
+            number of their out-edges (PaGraph); ``"auto"``: ``"vip"`` where that can be, else ``"presample"``.
+        device: Where batches go when no Trainer says so: the CPU by default. A `SimulatedDevice` is taken in any case.
         share_memory: Whether the processes of a machine share one copy of the graph under DDP.
         transforms: Look at each training subgraph before its features are copied, and may replace it.
         num_classes: Number of classes; counted from the labels by default.
@@ -338,6 +338,8 @@ class GraphDataModule(L.LightningDataModule):
             raise ValueError(
                 "Layer-wise outputs are those of nodes of a homogeneous graph. HINT: use `eval_mode='sampled'`."
             )
+        if not self._task.has(stage):
+            raise self._task.missing(stage)
         return layerwise_outputs(
             model,
             self._task.topology,
@@ -397,11 +399,13 @@ class GraphDataModule(L.LightningDataModule):
 
     def _cache_rows(self, task: GraphTask, store: FeatureStore) -> FeatureStore:
         if not task.has("train") or not isinstance(task, NodeTask):
+            rank_zero_warn("`cache` does nothing without nodes to train on, by whose batches rows are chosen.")
             return store
         return self._residence.cache_rows(self.trainer, store, task.source("train"), self._order("train"))
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_is_built": False, "_warm": set()}
+        # The Trainer stays: it holds threads' locks, and another process has one of its own.
+        return {**self.__dict__, "trainer": None, "_is_built": False, "_warm": set()}
 
 
 def _default_seed() -> int:

@@ -112,7 +112,8 @@ class FeatureStore(ABC):
             self.gather(ids, out)
             return
         check_out(out, (len(ids), *self.shape[1:]), self.dtype)
-        scratch = torch.empty((min(len(ids), self._chunk_rows), *self.shape[1:]), dtype=self.stored_dtype)
+        shape = (min(len(ids), self._chunk_rows), *self.shape[1:])
+        scratch = torch.empty(shape, dtype=self.stored_dtype, device="cpu")
         for first in range(0, len(ids), self._chunk_rows):
             chunk = ids[first : first + self._chunk_rows]
             stored = scratch[: len(chunk)]
@@ -144,7 +145,7 @@ class FeatureStore(ABC):
                 f"`ids` must be in 0 .. {self.num_rows - 1}, but got {wrong}."
                 " HINT: ids are global ones; they do not count from the end."
             )
-        out = torch.empty((len(places), *self.shape[1:]), dtype=self.dtype)
+        out = torch.empty((len(places), *self.shape[1:]), dtype=self.dtype, device="cpu")
         self.write(places, out)
         return out
 

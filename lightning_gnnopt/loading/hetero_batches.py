@@ -13,6 +13,7 @@ from torch_geometric.data import HeteroData
 
 from lightning_gnnopt._names import unknown_name
 from lightning_gnnopt.loading.attributes import Attribute, sort_attributes
+from lightning_gnnopt.loading.batches import OURS
 from lightning_gnnopt.loading.features import FeatureStore
 from lightning_gnnopt.loading.fields import edge_index_field, ids_field
 from lightning_gnnopt.loading.plan import BatchPlan, Field
@@ -38,8 +39,9 @@ class HeteroBatchBuilder:
 
     Raises:
         TypeError: If `data` is no `HeteroData`.
-        ValueError: If a type of the graph is not in the topology or is of another size there, edge ids are missing, or
-            a store is of an unknown node type or has another number of rows than that has nodes.
+        ValueError: If an attribute of the graph has the name of one that batches get, a type of the graph is not in the
+            topology or is of another size there, edge ids are missing, or a store is of an unknown node type or has
+            another number of rows than that has nodes.
     """
 
     def __init__(
@@ -55,6 +57,13 @@ class HeteroBatchBuilder:
                 f"`data` must be a `torch_geometric.data.HeteroData`, but got {type(data).__name__}."
                 " HINT: batches of a homogeneous `Data` are built by a `BatchBuilder`."
             )
+        for storage in (*data.node_stores, *data.edge_stores):
+            for name in OURS:
+                if name in storage:
+                    raise ValueError(
+                        f"`{name}` of a batch is the loader's to say, but {storage._key!r} of the graph has an"
+                        f" attribute of that name too. HINT: rename `data[{storage._key!r}].{name}`, or delete it."
+                    )
         self.topology = topology
         self.edge_id = edge_id
         self.of_nodes: dict[str, dict[str, Attribute]] = {}

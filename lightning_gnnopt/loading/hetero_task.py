@@ -6,9 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch_geometric.data import HeteroData
 from typing_extensions import override
 
@@ -73,6 +71,7 @@ class HeteroTask(GraphTask):
         for node_type in data.node_types:
             if isinstance(x := data[node_type].get("x"), torch.Tensor):
                 check_finite(x, f"x of {node_type!r}")
+        super().__init__()
         self.data = data
         self.input_type = self._find_inputs(input_type) if needs_inputs or input_type is not None else None
         self._make_sampler: Callable[..., HeteroNeighborSampler]
@@ -84,13 +83,13 @@ class HeteroTask(GraphTask):
         self._eval_num_neighbors = eval_num_neighbors
         self._edge_id = edge_id
         self._num_classes = num_classes
-        self._nodes: dict[str, torch.Tensor] = {}
         if self.input_type is not None:
             self._take_nodes(data[self.input_type])
         self._topology: HeteroTopology | None = None
         self._sampler: HeteroNeighborSampler | None = None
         self._eval_sampler: HeteroNeighborSampler | None = None
         self._builder: HeteroBatchBuilder | None = None
+        self._is_shared = False
 
     @property
     @override
@@ -119,19 +118,11 @@ class HeteroTask(GraphTask):
         return self.input_type is not None and is_multilabel(getattr(self.data[self.input_type], "y", None))
 
     @override
-    def has(self, stage: str) -> bool:
-        return stage in self._nodes
-
-    @override
     def missing(self, stage: str) -> ValueError:
         return ValueError(
             f"`data[{self.input_type!r}]` must hold `{stage}_mask` to run this stage, but it has none."
             " HINT: `torch_geometric.transforms.RandomNodeSplit` makes the three masks."
         )
-
-    @override
-    def nodes(self, stage: str) -> NDArray[np.int64]:
-        return self._nodes[stage].numpy() if stage in self._nodes else np.empty(0, np.int64)
 
     @property
     def topology(self) -> HeteroTopology:
@@ -158,11 +149,13 @@ class HeteroTask(GraphTask):
 
     @override
     def build(self, surroundings: Surroundings) -> None:
-        if self._builder is None:
-            if surroundings.share is not None:
+        shares = surroundings.share is not None and not self._is_shared
+        if self._builder is None or shares:
+            if shares:
                 self.data = surroundings.make(lambda: SharedData(self.data)).data
                 self._topology = surroundings.make(lambda: self.topology)
                 self._sampler = self._eval_sampler = None
+                self._is_shared = True
             self._builder = HeteroBatchBuilder(without_links(self.data), self.topology, edge_id=self._edge_id)
         if surroundings.module is not None:
             num_classes = None if self.input_type is None else self._num_classes
@@ -209,7 +202,7 @@ class HeteroTask(GraphTask):
                     self._num_classes = count_classes(y)
                 check_labels(y, self._nodes.items(), self._num_classes)
         predict = split_nodes(storage, "predict")
-        self._nodes["predict"] = torch.arange(storage.num_nodes) if predict is None else predict
+        self._nodes["predict"] = torch.arange(storage.num_nodes, device="cpu") if predict is None else predict
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_builder": None}
+        return {**self.__dict__, "_builder": None, "_is_shared": False}

@@ -175,7 +175,7 @@ def _room(shape: tuple[int, ...], dtype: torch.dtype, max_bytes: int) -> Tensor:
     """Make room for a layer's outputs: in memory, or in a file that goes with the tensor."""
     nbytes = math.prod(shape) * dtype.itemsize
     if nbytes <= max_bytes:
-        return torch.empty(shape, dtype=dtype)
+        return torch.empty(shape, dtype=dtype, device="cpu")
     with tempfile.TemporaryFile(prefix="gnnopt-layer-") as file:
         mapped = np.memmap(file, np.uint8, "w+", shape=(nbytes,))
     return torch.from_numpy(mapped).view(dtype).view(shape)

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
 from typing_extensions import override
 
 from lightning_gnnopt.loading.hetero_task import HeteroTask
@@ -13,7 +11,7 @@ from lightning_gnnopt.loading.link_source import LinkSource
 from lightning_gnnopt.loading.links import LinkTask
 from lightning_gnnopt.loading.node_task import NodeTask
 from lightning_gnnopt.loading.seeds import SeedOrder
-from lightning_gnnopt.loading.task import GraphTask, Surroundings
+from lightning_gnnopt.loading.task import GraphTask, Surroundings, checked_stage
 
 
 class LinkGraphTask(GraphTask):
@@ -25,6 +23,7 @@ class LinkGraphTask(GraphTask):
     """
 
     def __init__(self, graph: NodeTask | HeteroTask, links: LinkTask) -> None:
+        super().__init__()
         self.graph = graph
         self.links = links
 
@@ -55,7 +54,7 @@ class LinkGraphTask(GraphTask):
 
     @override
     def has(self, stage: str) -> bool:
-        return stage in self.links.splits
+        return checked_stage(stage) in self.links.splits
 
     @override
     def missing(self, stage: str) -> ValueError:
@@ -65,10 +64,6 @@ class LinkGraphTask(GraphTask):
         )
 
     @override
-    def nodes(self, stage: str) -> NDArray[np.int64]:
-        return np.empty(0, np.int64)
-
-    @override
     def sampler(self, stage: str) -> Any:
         return self.graph.sampler(stage)
 
@@ -76,6 +71,14 @@ class LinkGraphTask(GraphTask):
     def build(self, surroundings: Surroundings) -> None:
         self.graph.build(surroundings)
         self.links.check(self.graph.topology)
+        sampler = self.graph.sampler("train")
+        if getattr(sampler, "temporal", False) and sampler.node_time is None:
+            for stage, split in self.links.splits.items():
+                if split.edge_label_time is None:
+                    raise ValueError(
+                        f"`{stage}.edge_label_time` must say when each link is looked at, as `time_attr` names times of"
+                        " edges, but it is None. HINT: give `LinkSplit` the times of its links."
+                    )
 
     @override
     def source(self, stage: str) -> LinkSource:

@@ -175,6 +175,8 @@ def without_links(data: Data | HeteroData) -> Data | HeteroData:
     """
     rest = data.__copy__()
     for storage in rest.stores:
+        if "edge_label_index" not in storage:
+            continue  # an attribute of edges may be called `edge_label`
         for name in _NAMES:
             if name in storage:
                 del storage[name]

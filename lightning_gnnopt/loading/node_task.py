@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
+import copy
 import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch_geometric.data import Data
 from typing_extensions import override
 
@@ -22,6 +21,7 @@ from lightning_gnnopt.loading.checks import (
     count_classes,
     is_multilabel,
     split_nodes,
+    to_cpu,
 )
 from lightning_gnnopt.loading.features import FeatureStore, feature_store
 from lightning_gnnopt.loading.groups import GroupOrder
@@ -65,10 +65,12 @@ class NodeTask(GraphTask):
         check_graph(data, has_features=features is not None, labelled=has_inputs)
         if edge_format not in EDGE_FORMATS:
             raise ValueError(unknown_name("edge_format", edge_format, EDGE_FORMATS))
-        options = graph_options(data, weight_attr=weight_attr, time_attr=time_attr, input_time_attr=input_time_attr)
+        times = {"time_attr": time_attr, "input_time_attr": input_time_attr}
+        options = graph_options(data, weight_attr=weight_attr, **times, times_of_inputs=has_inputs)
         self._make = SamplerMaker(sampler, num_neighbors, options)
         if self._make.trains_only and not layerwise and eval_num_neighbors is None:
             raise refuse_evaluation("this `sampler`")
+        super().__init__()
         self.data = data
         self._features = features
         self._feature_dtype = feature_dtype
@@ -76,10 +78,9 @@ class NodeTask(GraphTask):
         self._eval_num_neighbors = eval_num_neighbors
         self._edge_id = edge_id
         self._edge_format = edge_format
-        self._input_time = None if input_time_attr is None else torch.as_tensor(data[input_time_attr]).cpu().numpy()
+        self._input_time = None if input_time_attr is None else to_cpu(data[input_time_attr]).numpy()
         self._num_classes = num_classes
         self._has_inputs = has_inputs
-        self._nodes: dict[str, torch.Tensor] = {}
         if has_inputs:
             self._take_nodes(data)
         self._store: FeatureStore | None = None
@@ -87,7 +88,8 @@ class NodeTask(GraphTask):
         self._sampler: NodeSampler | None = None
         self._eval_sampler: NodeSampler | None = None
         self._builder: BatchBuilder | None = None
-        self._built = False
+        self._is_shared = False
+        self._is_sparse = features is None and data.x.layout != torch.strided
         self._check_features()
 
     @property
@@ -110,25 +112,19 @@ class NodeTask(GraphTask):
         return is_multilabel(self.data.y)
 
     @override
-    def has(self, stage: str) -> bool:
-        return stage in self._nodes
-
-    @override
     def missing(self, stage: str) -> ValueError:
         return ValueError(
             f"`data` must hold `{stage}_mask` to {'train on' if stage == 'train' else 'run this stage'}, but it has"
             " none. HINT: `torch_geometric.transforms.RandomNodeSplit` makes the three masks."
         )
 
-    @override
-    def nodes(self, stage: str) -> NDArray[np.int64]:
-        return self._nodes[stage].numpy() if stage in self._nodes else np.empty(0, np.int64)
-
     @property
     def store(self) -> FeatureStore:
         """The rows of ``x``."""
         if self._store is None:
             self._store = self._make_store()
+            if self._converts:
+                self._drop_x()
         return self._store
 
     @property
@@ -173,22 +169,28 @@ class NodeTask(GraphTask):
     @override
     def build(self, surroundings: Surroundings) -> None:
         module = surroundings.module
-        if not self._built and surroundings.share is not None:
+        if not self._is_shared and surroundings.share is not None:
+            if self._converts:
+                self._store = surroundings.make(lambda: self.store)
+                self._drop_x()
             # Also what is not sampled or sliced: each process would keep a copy of its own.
             self.data = surroundings.make(lambda: SharedData(self.data)).data
             self._topology = surroundings.make(lambda: self.topology)
-            self._store = surroundings.make(self._make_store) if self._converts else self._make_store()
-            self._sampler = self._eval_sampler = None
-        self._built = True
+            if not self._converts:
+                self._store = self._make_store()
+            self._sampler = self._eval_sampler = self._builder = None
+            self._is_shared = True
         store = self.store if surroundings.cache is None else surroundings.cache(self, self.store)
-        self._builder = BatchBuilder(
-            without_links(self.data),
-            self.topology,
-            edge_id=self._edge_id,
-            in_degree=surroundings.in_degree,
-            stores={"x": store},
-            edge_format=self._edge_format,
-        )
+        in_use = self._builder
+        if in_use is None or in_use.in_degree != surroundings.in_degree or in_use.of_nodes["x"].store is not store:
+            self._builder = BatchBuilder(
+                without_links(self.data),
+                self.topology,
+                edge_id=self._edge_id,
+                in_degree=surroundings.in_degree,
+                stores={"x": store},
+                edge_format=self._edge_format,
+            )
         if module is not None:
             train = self.train_sampler
             samplers = {"layer_sizes" if hasattr(train, "layer_sizes") else "num_neighbors": train}
@@ -212,7 +214,10 @@ class NodeTask(GraphTask):
         return GroupOrder(groups[nodes], getattr(sampler, "groups_per_batch", 1), **arguments)
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_builder": None}  # it may hold rows on a device
+        # The builder may hold rows on a device, and what another process gets of the graph's tensors are copies: a
+        # store of the same rows would be one more.
+        store = self._store if self._converts else None
+        return {**self.__dict__, "_builder": None, "_is_shared": False, "_store": store}
 
     def _make_topology(self) -> Topology:
         ids = self._edge_id or BatchBuilder.needs_edge_ids(without_links(self.data))
@@ -221,7 +226,16 @@ class NodeTask(GraphTask):
     @property
     def _converts(self) -> bool:
         """Whether the store holds something else than the graph does."""
-        return self._features is not None or self._feature_dtype is not None or self.data.x.layout != torch.strided
+        return self._features is not None or self._feature_dtype is not None or self._is_sparse
+
+    def _drop_x(self) -> None:
+        """Keep no features beside the store; the graph that was given is left as it is."""
+        if self._store is not None and self._features is not None:
+            self._features = self._store
+        if "x" in self.data:
+            num_nodes, self.data = self.data.num_nodes, copy.copy(self.data)
+            del self.data.x
+            self.data.num_nodes = num_nodes  # PyG reads it off `x`
 
     def _make_store(self) -> FeatureStore:
         with _in_users_words():
@@ -240,6 +254,7 @@ class NodeTask(GraphTask):
                 f"`features` must be of shape (N, F) for the graph's {self.data.num_nodes:,} nodes, but are of shape"
                 f" {tuple(store.shape)}. HINT: one row of features per node, in the order of the nodes."
             )
+        self._drop_x()
 
     def _take_nodes(self, data: Data) -> None:
         self._nodes = {stage: nodes for stage in _LABELLED_STAGES if (nodes := split_nodes(data, stage)) is not None}
@@ -248,7 +263,7 @@ class NodeTask(GraphTask):
                 self._num_classes = count_classes(data.y)
             check_labels(data.y, self._nodes.items(), self._num_classes or 0)
         predict = split_nodes(data, "predict")
-        self._nodes["predict"] = torch.arange(data.num_nodes) if predict is None else predict
+        self._nodes["predict"] = torch.arange(data.num_nodes, device="cpu") if predict is None else predict
 
 
 @contextmanager

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import atexit
+import os
 import sys
 import threading
 import time
@@ -17,7 +18,7 @@ T = TypeVar("T")
 THREAD_NAME = "gnnopt-prefetch"
 """What the names of the worker threads start with."""
 
-_JOIN_S = 2.0  # how long the end waits for the workers when one was reported as stuck
+_JOIN_S = 5.0  # how long the end of a pass that did not come to its end waits for the workers
 
 
 @dataclass(frozen=True)
@@ -135,23 +136,22 @@ class OrderedPrefetch(Generic[T]):
         self._threads = threads = [
             threading.Thread(target=self._run, name=f"{THREAD_NAME}-{i}", daemon=True) for i in range(self._num_workers)
         ]
-        deadline_s: float | None = None
+        ended = False
         try:
             _LIVE.add(self)
             for thread in threads:
                 thread.start()
             for _ in self._items:
-                try:
-                    result = self._take()
-                except TimeoutError:
-                    deadline_s = time.monotonic() + _JOIN_S  # whatever stalled one may have stalled them all
-                    raise
+                result = self._take()
                 if isinstance(result, _Failure):
                     raise result.error
                 yield result
                 del result  # the consumer's alone from here on
+            ended = True
         finally:
-            self._end(deadline_s)
+            # A pass that is closed, interrupted or failed waits for its workers, but not for ever: the garbage
+            # collector may close it in a thread that holds what they wait for, and what failed may be that they hang.
+            self._end(None if ended else time.monotonic() + _JOIN_S)
             _LIVE.discard(self)
 
     def _end(self, deadline_s: float | None = None) -> None:
@@ -162,8 +162,9 @@ class OrderedPrefetch(Generic[T]):
             self._bytes.clear()
             self._changed.notify_all()
         for thread in self._threads:
-            # Never started after an interrupt; or this one, if the garbage collector closes the iterator here.
-            if thread.ident is not None and thread is not threading.current_thread():
+            if threading.current_thread() in self._threads:
+                break  # the garbage collector closes the iterator in one of its own threads
+            if thread.ident is not None:  # started: an interrupt may have come before
                 thread.join(None if deadline_s is None else max(0.0, deadline_s - time.monotonic()))
         self._prepare = _ended  # which may hold much, and us
 
@@ -261,6 +262,9 @@ def _ended(item: int) -> Any:
 
 
 _LIVE: weakref.WeakSet[OrderedPrefetch[Any]] = weakref.WeakSet()
+
+
+os.register_at_fork(after_in_child=_LIVE.clear)  # threads are not forked
 
 
 @atexit.register

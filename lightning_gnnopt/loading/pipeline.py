@@ -122,20 +122,21 @@ class BatchPipeline:
             asked_s, queued = time.perf_counter(), 0
             for placed, stats in results:
                 stats.wait_s, stats.queued = time.perf_counter() - asked_s, queued
-                stats.transfer_s = self._transfer_s()
+                stats.transfer_s = self.transfers_s()
                 if placed.span is not None:
                     self._spans.append(placed.span)
                 yield placed, stats
                 asked_s, queued = time.perf_counter(), self._prefetch.num_ready
 
-    def last_transfers_s(self) -> float:
-        """Wait for the transfers that were not counted with a batch; return their seconds."""
-        for _, end in self._spans:
-            end.synchronize()
-        return self._transfer_s()
+    def transfers_s(self, *, wait: bool = False) -> float:
+        """Sum up the seconds of the transfers that have ended and were not counted yet.
 
-    def _transfer_s(self) -> float:
-        """Count the transfers that have ended since."""
+        Args:
+            wait: Whether to wait for those of all batches that were taken.
+        """
+        if wait:
+            for _, end in self._spans:
+                end.synchronize()
         ended = [(start, end) for start, end in self._spans if end.query()]
         if ended:
             self._spans = [span for span in self._spans if span not in ended]
@@ -168,7 +169,7 @@ class BatchPipeline:
             nodes=plan.num_nodes,
             edges=plan.num_edges,
             sample_s=sampled_s - started_s,
-            slice_s=planned_s - sampled_s + time.perf_counter() - granted_s,
+            slice_s=planned_s - sampled_s + time.perf_counter() - granted_s - placed.waited_s,
             nbytes=plan.nbytes,
             moved_bytes=placed.moved_bytes,
             copies=placed.copies,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -11,11 +12,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lightning_gnnopt.loading.plan import BatchPlan, Layout, Part
+from lightning_gnnopt.loading.plan import ALIGNMENT, BatchPlan, Layout, Part
 from lightning_gnnopt.loading.slabs import Slab, SlabPool
 from lightning_gnnopt.loading.streams import DeviceStreams, Event
 
-# A tensor below this share of its batch has memory of its own: who keeps it then does not keep the whole batch.
+# A tensor below this share of its batch has memory of its own: metrics and predictions keep small ones for long.
 _SMALL_SHARE = 1 / 8
 # Below this a batch is allocated as any other tensors are: what a slab saves are the page faults of large allocations.
 _SMALL_BYTES = 1 << 20
@@ -32,6 +33,7 @@ class Placed:
         moved_bytes: Bytes copied to the device for it.
         copies: Copies to the device that it took.
         span: Where its transfer starts and where it ends, on a device.
+        waited_s: Seconds that its worker waited for host memory which was still being copied.
     """
 
     batch: Any
@@ -40,6 +42,8 @@ class Placed:
     span: tuple[Event, Event] | None = None
     streams: DeviceStreams | None = None
     slab: Slab | None = None
+    own: Tensor | None = None
+    waited_s: float = 0.0
 
     def take(self) -> Any:
         """Hand the batch over: the calling thread's stream waits for it, the host does not."""
@@ -52,7 +56,9 @@ class Placed:
             # be freed for good, the allocator waits for this stream, too.
             self.slab.reader = stream
             stream.reads(self.slab.memory)
-        batch, self.batch, self.slab = self.batch, None, None
+            if self.own is not None:
+                stream.reads(self.own)
+        batch, self.batch, self.slab, self.own = self.batch, None, None, None
         return batch
 
 
@@ -85,6 +91,9 @@ class HostPlacement:
     def __init__(self) -> None:
         self._pool = SlabPool(_host_memory, target=2)
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), ()  # without its slabs
+
     def expect(self, in_flight: int, max_bytes: int | None = None) -> None:
         """Keep as many slabs as can be in use at once: those ahead, and those of this step and of the next."""
         self._pool.target = max(self._pool.target, in_flight + 2)
@@ -96,9 +105,9 @@ class HostPlacement:
     @torch.inference_mode(False)
     def place(self, plan: BatchPlan, name: str = "a batch") -> Placed:
         """Write a batch."""
-        parts = [field.part for field in plan.fields]
-        total = plan.nbytes
-        large = [total >= _SMALL_BYTES and part.nbytes >= _SMALL_SHARE * total for part in parts]
+        parts, large = [field.part for field in plan.fields], _large(plan)
+        if plan.nbytes < _SMALL_BYTES:
+            large = [False] * len(parts)
         layout = Layout()
         for part, is_large in zip(parts, large, strict=True):
             if is_large:
@@ -108,7 +117,7 @@ class HostPlacement:
             slab = self._pool.acquire(layout.nbytes)
             in_slab = iter(layout.tensors(slab.lend(self._pool)))
         tensors = [
-            next(in_slab) if is_large else torch.empty(part.shape, dtype=part.dtype)
+            next(in_slab) if is_large else torch.empty(part.shape, dtype=part.dtype, device="cpu")
             for part, is_large in zip(parts, large, strict=True)
         ]
         for part, tensor in zip(parts, tensors, strict=True):
@@ -117,16 +126,17 @@ class HostPlacement:
 
 
 def _host_memory(nbytes: int) -> Tensor:
-    return torch.from_numpy(np.empty(nbytes, np.uint8))  # numpy asks Linux for huge pages, torch does not
+    memory = np.empty(nbytes + ALIGNMENT, np.uint8)  # numpy asks Linux for huge pages, torch does not
+    return torch.from_numpy(memory[-memory.ctypes.data % ALIGNMENT :][:nbytes])
 
 
 class DevicePlacement:
     """Brings batches to a device: one packed copy each, on one side stream, while the device computes.
 
     A batch is written into a slab of host memory (pinned, on CUDA) and copied as a whole into a slab on the device, of
-    which its tensors are parts; what travels in another form is unpacked there. The copy waits for the consumer of what
-    the device's slab held before; the consumer's stream waits for the copy; the host waits for neither, unless all of
-    its own slabs are still being copied.
+    which its large tensors are parts; what travels in another form is unpacked there. The copy waits for the consumer
+    of what the device's slab held before; the consumer's stream waits for the copy; the host waits for neither, unless
+    all of its own slabs are still being copied.
 
     Args:
         streams: The device.
@@ -137,6 +147,9 @@ class DevicePlacement:
         self._staging = SlabPool(streams.host_memory, target=2)
         self._slabs = SlabPool(streams.device_memory, target=3)
         self._submitting = threading.Lock()
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self.streams,)  # without its slabs
 
     def expect(self, in_flight: int, max_bytes: int | None = None) -> None:
         """Keep as many slabs as can be in use at once."""
@@ -151,29 +164,26 @@ class DevicePlacement:
             return self._place(plan, name)
 
     def _place(self, plan: BatchPlan, name: str) -> Placed:
-        layout = Layout()
-        travelling: list[Part] = []
-        for field in plan.fields:
-            travelling += (field.part,) if field.packed is None else field.packed.parts
-        for part in travelling:
-            layout.add(part.dtype, part.shape)
-        moved_bytes = layout.nbytes
-        for field in plan.fields:  # behind what is copied, the room for what is unpacked
-            if field.packed is not None:
-                layout.add(field.part.dtype, field.part.shape)
-
-        copies = self.streams.copies
+        arrival = _Arrival(plan)
+        copies, moved_bytes = self.streams.copies, arrival.moved_bytes
         host = self._staging.acquire(moved_bytes)
         done = host.busy
+        asked_s = time.perf_counter()
         try:
             if host.busy is not None:
                 host.busy.synchronize()
             done = None
-            for part, tensor in zip(travelling, layout.tensors(host.memory, len(travelling)), strict=True):
-                part.write(tensor)
-            slab = self._slabs.acquire(layout.nbytes)
+            waited_s = time.perf_counter() - asked_s
+            arrival.write(host.memory)
+            own = self.streams.device_memory(arrival.own.nbytes)
+            slab = self._slabs.acquire(arrival.slab.nbytes)
             before = slab.busy
-            tensors = layout.tensors(slab.lend(self._slabs))  # from here on it returns when its tensors go
+            try:
+                memory = slab.lend(self._slabs)  # from here on it returns when its tensors go
+            except BaseException:
+                self._slabs.give_back(slab, busy=before)
+                raise
+            tensors, unpacking = arrival.tensors(memory, own)
             with self._submitting:
                 if before is not None:
                     copies.wait(before)
@@ -181,14 +191,13 @@ class DevicePlacement:
                 try:
                     source, target = host.memory[:moved_bytes], slab.memory[:moved_bytes]
                     copies.submit(lambda: target.copy_(source, non_blocking=True), nbytes=moved_bytes)
-                    arrived, unpacking = _arrivals(plan, tensors)
-                    if unpacking:
-                        copies.submit(lambda: _unpack(unpacking, name))
                 finally:
                     done = copies.record()
+                copies.submit(lambda: _unpack(unpacking, name))
+                ready = copies.record()
         finally:
             self._staging.give_back(host, busy=done)
-        return Placed(plan.assemble(arrived), moved_bytes, 1, (start, done), self.streams, slab)
+        return Placed(plan.assemble(tensors), moved_bytes, 1, (start, ready), self.streams, slab, own, waited_s)
 
     def trim(self) -> None:
         """Free the slabs that wait for a use."""
@@ -199,6 +208,62 @@ class DevicePlacement:
 _Unpacking = tuple[Callable[[Sequence[Tensor], Tensor], None], list[Tensor], Tensor]
 
 
+class _Arrival:
+    """Where the tensors of a batch are when it has arrived on a device.
+
+    What travels lies at the slab's start. Behind it is the room for large tensors that are unpacked there; small
+    tensors have memory of their own, so that who keeps one does not keep the slab.
+    """
+
+    def __init__(self, plan: BatchPlan) -> None:
+        self._fields = plan.fields
+        self._large = _large(plan)
+        self._travelling: list[Part] = []
+        for field in plan.fields:
+            self._travelling += (field.part,) if field.packed is None else field.packed.parts
+        self.slab, self.own = Layout(), Layout()
+        for part in self._travelling:
+            self.slab.add(part.dtype, part.shape)
+        self.moved_bytes = self.slab.nbytes
+        for field, large in zip(plan.fields, self._large, strict=True):
+            if not large:
+                self.own.add(field.part.dtype, field.part.shape)
+            elif field.packed is not None:
+                self.slab.add(field.part.dtype, field.part.shape)
+
+    def write(self, memory: Tensor) -> None:
+        """Write what travels into host memory."""
+        for part, tensor in zip(self._travelling, self.slab.tensors(memory, len(self._travelling)), strict=True):
+            part.write(tensor)
+
+    def tensors(self, slab: Tensor, own: Tensor) -> tuple[list[Tensor], list[_Unpacking]]:
+        """Make the batch's tensors, and say which of them is unpacked from what."""
+        in_slab, of_own = iter(self.slab.tensors(slab)), iter(self.own.tensors(own))
+        travelled = [
+            [next(in_slab) for _ in range(1 if field.packed is None else len(field.packed.parts))]
+            for field in self._fields
+        ]
+        tensors: list[Tensor] = []
+        unpacking: list[_Unpacking] = []
+        for field, large, parts in zip(self._fields, self._large, travelled, strict=True):
+            if large and field.packed is None:
+                tensors += parts
+                continue
+            tensors.append(next(in_slab) if large else next(of_own))
+            unpacking.append((_as_it_is if field.packed is None else field.packed.unpack, parts, tensors[-1]))
+        return tensors, unpacking
+
+
+def _large(plan: BatchPlan) -> list[bool]:
+    """Tell which tensors lie in a slab; who keeps one of the others does not keep the whole batch."""
+    total = plan.nbytes
+    return [field.part.nbytes >= _SMALL_SHARE * total for field in plan.fields]
+
+
+def _as_it_is(parts: Sequence[Tensor], out: Tensor) -> None:
+    out.copy_(parts[0])
+
+
 def _unpack(unpacking: Sequence[_Unpacking], name: str) -> None:
     try:
         for unpack, parts, out in unpacking:
@@ -206,20 +271,3 @@ def _unpack(unpacking: Sequence[_Unpacking], name: str) -> None:
     except Exception as error:
         error.add_note(f"{NOTE} {name} was unpacked on the device.")
         raise
-
-
-def _arrivals(plan: BatchPlan, tensors: Sequence[Tensor]) -> tuple[list[Tensor], list[_Unpacking]]:
-    """Tell apart what arrives on a device: the batch's tensors, and what has to be unpacked into which of them."""
-    places = iter(tensors)
-    travelled = [
-        [next(places) for _ in range(1 if field.packed is None else len(field.packed.parts))] for field in plan.fields
-    ]
-    arrived: list[Tensor] = []
-    unpacking: list[_Unpacking] = []
-    for field, parts in zip(plan.fields, travelled, strict=True):
-        if field.packed is None:
-            arrived += parts
-        else:
-            arrived.append(next(places))
-            unpacking.append((field.packed.unpack, parts, arrived[-1]))
-    return arrived, unpacking

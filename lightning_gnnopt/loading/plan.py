@@ -97,7 +97,7 @@ class BatchPlan:
 
     def write(self) -> Any:
         """Make the batch in host memory of its own."""
-        tensors = [torch.empty(field.part.shape, dtype=field.part.dtype) for field in self.fields]
+        tensors = [torch.empty(field.part.shape, dtype=field.part.dtype, device="cpu") for field in self.fields]
         for field, tensor in zip(self.fields, tensors, strict=True):
             field.part.write(tensor)
         return self.assemble(tensors)

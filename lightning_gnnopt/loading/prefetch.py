@@ -24,12 +24,12 @@ class PrefetchLoader:
 
     A pass over the loader starts its threads at the first batch and ends them with the last, at an error, or when the
     iterator is closed. Under Lightning each pass draws the epoch that Lightning sets; elsewhere each pass draws the
-    next one. Its position is part of Lightning's checkpoints, so a resumed run goes on with the batch after the last
-    one that was delivered.
+    one after the last that came to its end. Its position is part of Lightning's checkpoints, so a resumed run goes on
+    with the batch after the last one that was delivered.
 
     A batch is the consumer's for as long as it keeps one of its tensors: ``list(loader)`` holds as many batches as
-    it says. Large tensors of a batch, on a device all of them, share one reused buffer, which is free again when the
-    last of them is dropped; keep a small one beyond the step with ``.clone()``. On a device this goes by the stream
+    it says. The large tensors of a batch share one reused buffer, which is free again when the last of them is dropped;
+    small ones, such as labels and ids, have memory of their own. On a device this goes by the stream
     that was current when the batch was asked for; work on other streams has to be waited for before a batch is
     dropped.
 
@@ -77,9 +77,17 @@ class PrefetchLoader:
         # Lightning reads these two as it does on a DataLoader; batches are cut by `order`, not by a batch sampler.
         self.batch_sampler = None
         self.sampler = EpochSampler(order) if order.shuffle else FixedSampler(order)
-        self.stats = LoaderStats()
+        self._stats = LoaderStats()
+        self._pipeline: BatchPipeline | None = None
         self._delivered = (0, 0)  # an epoch, and how many of its batches were delivered
         self._resumed = False
+
+    @property
+    def stats(self) -> LoaderStats:
+        """What was counted so far; transfers that have not ended yet come in later."""
+        if self._pipeline is not None:
+            self._stats.transfer_s += self._pipeline.transfers_s()
+        return self._stats
 
     @property
     def batch_size(self) -> int:
@@ -110,15 +118,16 @@ class PrefetchLoader:
         # Lightning may start another epoch than the one that was resumed, if `limit_train_batches` ended that early.
         start = self._num_delivered(epoch) if self._resumed else 0
         self._resumed, self._delivered = False, (epoch, start)
-        pipeline = BatchPipeline(
+        if self._pipeline is not None:  # Lightning does not ask for a batch too many, so its last pass did not end
+            self._stats.transfer_s += self._pipeline.transfers_s(wait=True)
+        self._pipeline = BatchPipeline(
             self._stages(epoch), range(start, len(self)), options=self.options, placement=self.placement
         )
-        with closing(iter(pipeline)) as batches:
+        with closing(iter(self._pipeline)) as batches:
             for index, (placed, stats) in enumerate(batches, start):
-                self.stats += stats
+                self._stats += stats
                 self._delivered = (epoch, index + 1)
                 yield placed.take()  # and keep no reference: the consumer decides when the batch goes
-        self.stats.transfer_s += pipeline.last_transfers_s()
         if self.sampler.current_epoch == epoch:
             self.sampler.set_epoch(epoch + 1)
 
@@ -180,7 +189,7 @@ class PrefetchLoader:
             raise ValueError(
                 f"The checkpoint was saved after batch {batch} of epoch {epoch} of a loader with {changes}: the rest of"
                 " that epoch cannot be told from what was trained already. HINT: resume with the same settings, or from"
-                " a checkpoint saved at the end of an epoch."
+                " a checkpoint saved at the end of a whole epoch (`limit_train_batches` cuts epochs)."
             )
         finished = batch >= int(state.get("num_batches", len(self)))
         self.sampler.set_epoch(epoch + 1 if finished else epoch)

@@ -29,9 +29,22 @@ class Residence:
     ) -> None:
         if cache_policy not in CACHE_POLICIES:
             raise ValueError(unknown_name("cache_policy", cache_policy, CACHE_POLICIES))
+        if isinstance(device, str):
+            try:
+                device = torch.device(device)
+            except RuntimeError as error:
+                raise ValueError(
+                    f"`device` must be a torch device, such as 'cpu' or 'cuda:0', but got {device!r}."
+                    " HINT: under a Trainer leave it out, and batches go where the Trainer trains."
+                ) from error
         self.device = device
         self.cache = cache if cache == "auto" else parse_bytes(cache, name="cache")
         self._policy: CachePolicy = cache_policy
+        if not self.cache and cache_policy != "auto":
+            rank_zero_warn(
+                f"`cache_policy={cache_policy!r}` does nothing without a `cache`."
+                " HINT: `cache='2GiB'` keeps the hottest features on the device."
+            )
         self._placement: Placement | None = None
         self._cached: FeatureStore | None = None
 
@@ -41,7 +54,7 @@ class Residence:
         return self._cached if isinstance(self._cached, CachedFeatures) else None
 
     def placement(self, trainer: Any) -> Placement:
-        """Find where batches go: to the device that was given, or else to the Trainer's, or else nowhere.
+        """Find where batches go: to the streams that were given, or to the Trainer's device, or to the one given.
 
         Args:
             trainer: The Trainer, or None.
@@ -83,12 +96,12 @@ class Residence:
             self._placement.trim()
 
     def _streams(self, trainer: Any) -> DeviceStreams | None:
-        device = self.device
-        if device is None:
-            device = getattr(getattr(trainer, "strategy", None), "root_device", "cpu")
-        if not isinstance(device, str | torch.device):
-            return device
-        wanted, held = torch.device(device), getattr(self._placement, "streams", None)
+        given = self.device
+        if given is not None and not isinstance(given, str | torch.device):
+            return given
+        of_trainer = getattr(getattr(trainer, "strategy", None), "root_device", None)
+        wanted = torch.device(of_trainer or given or "cpu")
+        held = getattr(self._placement, "streams", None)
         if held is not None and held.device.type == wanted.type and wanted.index in (None, held.device.index):
             streams: DeviceStreams = held
             return streams

@@ -131,7 +131,12 @@ def refuse_evaluation(name: str) -> ValueError:
 
 
 def graph_options(
-    data: Data, *, weight_attr: str | None, time_attr: str | None, input_time_attr: str | None
+    data: Data,
+    *,
+    weight_attr: str | None,
+    time_attr: str | None,
+    input_time_attr: str | None,
+    times_of_inputs: bool = True,
 ) -> dict[str, Any]:
     """Take a sampler's weights and times from a graph.
 
@@ -140,6 +145,7 @@ def graph_options(
         weight_attr: Name of an attribute of edges.
         time_attr: Name of an attribute of nodes or edges.
         input_time_attr: Name of an attribute of nodes.
+        times_of_inputs: Whether inputs have their times from here; links have their own.
 
     Returns:
         `edge_weight`, or `node_time` or `edge_time` with ``disjoint=True``; empty if nothing is named.
@@ -173,7 +179,7 @@ def graph_options(
         return {}
     if time_attr in of_nodes:
         return {"node_time": data[time_attr], "disjoint": True}
-    if input_time_attr is None:
+    if input_time_attr is None and times_of_inputs:
         raise ValueError(
             f"`time_attr` names times of edges, {time_attr!r}, so `input_time_attr` must say when each seed is looked"
             " at, but it is None. HINT: name an attribute of nodes, such as the time of their label."

@@ -115,4 +115,6 @@ def _bytes(part: Tensor) -> NDArray[np.uint8]:
 
 def _tensor(array: NDArray[np.uint8], dtype: torch.dtype, shape: tuple[int, ...]) -> Tensor:
     # torch does not look at no bytes as another type
-    return torch.from_numpy(array).view(dtype).view(shape) if len(array) else torch.empty(shape, dtype=dtype)
+    if not len(array):
+        return torch.empty(shape, dtype=dtype, device="cpu")
+    return torch.from_numpy(array).view(dtype).view(shape)

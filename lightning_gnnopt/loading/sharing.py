@@ -5,10 +5,13 @@ from __future__ import annotations
 import pickle
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from datetime import timedelta
 from typing import Any, Protocol, Self, TypeVar, cast
 
 import torch.distributed as dist
 from lightning.pytorch.utilities import rank_zero_warn
+
+_TIMEOUT = timedelta(hours=12)  # while one process makes what the others wait for
 
 
 class Shareable(Protocol):
@@ -135,7 +138,7 @@ def _group_for_objects() -> Iterator[Any]:
     if dist.get_backend() == dist.Backend.GLOO:
         yield None  # the default group
         return
-    group = dist.new_group(backend=dist.Backend.GLOO)
+    group = dist.new_group(backend=dist.Backend.GLOO, timeout=_TIMEOUT)
     try:
         yield group
     finally:

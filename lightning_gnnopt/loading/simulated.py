@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import atexit
 import ctypes
+import os
 import queue
 import threading
 import time
@@ -51,8 +52,9 @@ class _SimulatedStream:
     that a sleep is a little too long then does not add up.
     """
 
-    def __init__(self, name: str, seconds: Callable[[int], float]) -> None:
+    def __init__(self, name: str, seconds: Callable[[int], float], *, works: bool = True) -> None:
         self._seconds = seconds
+        self._works = works
         self._items: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
         self._clock_s = 0.0
         self._error: BaseException | None = None
@@ -65,7 +67,8 @@ class _SimulatedStream:
         def run() -> None:
             start_s = max(self._clock_s, submitted_s)
             try:
-                work()
+                if self._works:
+                    work()
             except BaseException as error:  # as a device's, it is seen at the next event
                 self._error = self._error or error
             self._clock_s = start_s + seconds + (self._seconds(nbytes) if nbytes else 0.0)
@@ -130,6 +133,8 @@ class SimulatedDevice:
     Args:
         bytes_per_s: How fast host and device exchange bytes.
         copy_delay_s: Called for each copy with its bytes; what it returns is added to the copy's time.
+        carries: Whether copies are made at all, or only take their time: for measuring, as a device's copy engine takes
+            no core of the host. What is brought is then not there.
         host_computes: Whether the threads that take batches compute on them, as in a training loop on the CPU: taking a
             batch then waits until it has arrived.
 
@@ -149,15 +154,17 @@ class SimulatedDevice:
         *,
         bytes_per_s: float = float("inf"),
         copy_delay_s: Callable[[int], float] = lambda nbytes: 0.0,
+        carries: bool = True,
         host_computes: bool = False,
     ) -> None:
         self.copied_bytes: list[int] = []
+        self._carries = carries
 
         def seconds(nbytes: int) -> float:
             self.copied_bytes.append(nbytes)
             return nbytes / bytes_per_s + copy_delay_s(nbytes)
 
-        self.copies = _SimulatedStream("copies", seconds)
+        self.copies = _SimulatedStream("copies", seconds, works=carries)
         _OPEN.add(self)
         self._compute = _HostStream() if host_computes else _SimulatedStream("compute", seconds)
 
@@ -171,7 +178,7 @@ class SimulatedDevice:
 
     def host_memory(self, nbytes: int) -> Tensor:
         """Allocate memory."""
-        return torch.empty(nbytes, dtype=torch.uint8)
+        return torch.empty(nbytes, dtype=torch.uint8, device="cpu")
 
     def device_memory(self, nbytes: int) -> Tensor:
         """Allocate memory, full of ones: what was not written is noticed.
@@ -179,8 +186,8 @@ class SimulatedDevice:
         As by a real allocator, it is freed only when both streams have come to where it was dropped.
         """
         if not nbytes:
-            return torch.empty(0, dtype=torch.uint8)
-        memory = np.full(nbytes, 255, np.uint8)
+            return torch.empty(0, dtype=torch.uint8, device="cpu")
+        memory = np.full(nbytes, 255, np.uint8) if self._carries else np.empty(nbytes, np.uint8)
         handed_out = memory[:]
         weakref.finalize(handed_out, self._hold, memory).atexit = False
         return torch.from_numpy(handed_out)
@@ -226,6 +233,9 @@ class SimulatedDevice:
 
 
 _OPEN: weakref.WeakSet[SimulatedDevice] = weakref.WeakSet()
+
+
+os.register_at_fork(after_in_child=_OPEN.clear)  # threads are not forked
 
 
 @atexit.register

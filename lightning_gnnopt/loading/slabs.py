@@ -53,11 +53,13 @@ class Slab:
 
         def end(_: object) -> None:
             # In whichever thread drops the last tensor, maybe in the middle of something: nothing here waits.
-            self.busy = None if self.reader is None else self.reader.record()
-            self.reader = None
-            pool.returned.append(self)
-            _LENT.discard(self)
-            pool.settle()
+            try:
+                self.busy = None if self.reader is None else self.reader.record()
+            finally:
+                self.reader = None
+                _LENT.discard(self)  # first: once it has returned, another thread may lend it anew
+                pool.returned.append(self)
+                pool.settle()
 
         self._lease = weakref.ref(lease, end)
         _LENT.add(self)
@@ -112,7 +114,11 @@ class SlabPool:
             self.num_slabs += 1
             self.nbytes += size
         try:
-            return Slab(self._allocate(size))
+            try:
+                return Slab(self._allocate(size))
+            except torch.OutOfMemoryError:
+                self.trim()
+                return Slab(self._allocate(size))
         except BaseException:
             with self._lock:
                 self.num_slabs -= 1
@@ -163,6 +169,7 @@ class _Lease:
     """Stands for memory of a CUDA device, and lives as long as a tensor uses it."""
 
     def __init__(self, memory: Tensor) -> None:
+        self._memory = memory  # it must not go before the tensors over it
         self.__cuda_array_interface__ = {
             "shape": (len(memory),),
             "typestr": "|u1",

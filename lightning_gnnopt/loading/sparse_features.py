@@ -50,7 +50,7 @@ class SparseFeatures(FeatureStore):
         if stored_dtype != source.dtype:
             places = torch.from_numpy(columns).long()
             if stored_dtype == torch.int8:
-                largest = torch.zeros(source.shape[1], dtype=source.dtype)
+                largest = torch.zeros(source.shape[1], dtype=source.dtype, device="cpu")
                 scale = scale_of(largest.scatter_reduce_(0, places, values.abs(), "amax"))
             values = narrow(values, stored_dtype, None if scale is None else scale[places])
         super().__init__(source.shape, dtype=source.dtype, stored_dtype=stored_dtype, scale=scale)
@@ -114,7 +114,7 @@ def _coordinates(matrix: Tensor) -> Tensor:
     by_row = matrix.layout == torch.sparse_csr
     starts = matrix.crow_indices() if by_row else matrix.ccol_indices()
     inner = matrix.col_indices() if by_row else matrix.row_indices()
-    outer = torch.repeat_interleave(torch.arange(len(starts) - 1), starts.diff())
+    outer = torch.repeat_interleave(torch.arange(len(starts) - 1, device="cpu"), starts.diff())
     indices = torch.stack([outer, inner] if by_row else [inner, outer])
     return torch.sparse_coo_tensor(indices, matrix.values(), matrix.shape, check_invariants=False)
 

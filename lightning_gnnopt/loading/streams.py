@@ -91,10 +91,18 @@ def streams_of(device: torch.device | str) -> DeviceStreams | None:
     Returns:
         Its streams; None for a device on which batches need no transfer of ours: the CPU, and accelerators without an
         implementation here, to which Lightning moves the batches.
+
+    Raises:
+        ValueError: If torch finds no such device.
     """
     device = torch.device(device)
     if device.type != "cuda":
         return None
+    if not torch.cuda.is_available():
+        raise ValueError(
+            f"`device` must be one that torch finds, but got '{device}', and torch {torch.__version__} finds no CUDA"
+            " device. HINT: install a CUDA build of torch, or leave `device` out."
+        )
     from lightning_gnnopt.loading.cuda_streams import CudaStreams
 
     return CudaStreams(device)

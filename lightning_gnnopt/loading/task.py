@@ -10,7 +10,9 @@ from typing import Any, Protocol, TypeVar
 import lightning as L
 import numpy as np
 from numpy.typing import NDArray
+from torch import Tensor
 
+from lightning_gnnopt._names import unknown_name
 from lightning_gnnopt.loading.features import FeatureStore
 from lightning_gnnopt.loading.seeds import SeedOrder
 from lightning_gnnopt.loading.sources import BatchSource
@@ -54,6 +56,9 @@ class GraphTask(ABC):
 
     data: Any
 
+    def __init__(self) -> None:
+        self._nodes: dict[str, Tensor] = {}
+
     @property
     @abstractmethod
     def topology(self) -> Any:
@@ -63,9 +68,10 @@ class GraphTask(ABC):
     def sampler(self, stage: str) -> Any:
         """What draws the batches of a stage."""
 
-    @abstractmethod
     def nodes(self, stage: str) -> NDArray[np.int64]:
         """Ids of a stage's nodes; empty if it has none."""
+        nodes = self._nodes.get(checked_stage(stage))
+        return np.empty(0, np.int64) if nodes is None else nodes.numpy()
 
     @property
     @abstractmethod
@@ -82,9 +88,9 @@ class GraphTask(ABC):
     def multilabel(self) -> bool:
         """Whether a node can have several labels."""
 
-    @abstractmethod
     def has(self, stage: str) -> bool:
         """Whether there is something to load in a stage: ``"train"``, ``"val"``, ``"test"`` or ``"predict"``."""
+        return checked_stage(stage) in self._nodes
 
     @abstractmethod
     def missing(self, stage: str) -> ValueError:
@@ -101,3 +107,14 @@ class GraphTask(ABC):
     def order(self, stage: str, batch_size: int, **arguments: Any) -> SeedOrder:
         """Which inputs of a stage stand in which batch; `arguments` are those of `SeedOrder`."""
         return SeedOrder(self.source(stage).num_inputs, batch_size, **arguments)
+
+
+def checked_stage(stage: str) -> str:
+    """Refuse what is no stage.
+
+    Raises:
+        ValueError: If `stage` is not ``"train"``, ``"val"``, ``"test"`` or ``"predict"``.
+    """
+    if stage not in STAGES:
+        raise ValueError(unknown_name("stage", stage, STAGES))
+    return stage

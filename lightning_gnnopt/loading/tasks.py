@@ -47,6 +47,8 @@ def make_task(
             " makes."
         )
     refused = {"eval_mode='layerwise'": layerwise, "cache": cached} if hetero or links is not None else {}
+    if links is not None:
+        refused["input_time_attr"] = arguments["input_time_attr"] is not None  # `LinkSplit` has the links' times
     if hetero:
         refused |= {name: arguments[name] is not None for name in _OF_NODES}
         refused["edge_format"] = arguments["edge_format"] != "coo"

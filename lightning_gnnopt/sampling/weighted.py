@@ -78,6 +78,15 @@ class WeightedDraw(AppendingDraw):
         self._table = np.empty(len(weight), np.uint64)
         build_alias_tables(self._indptr, weight, self._table)
 
+    @property
+    def edge_weight(self) -> NDArray[np.floating]:
+        """The weights, in the topology's CSC order, shape ``(E,)``."""
+        if self._kept is None:
+            return self._weight
+        weight = np.zeros(self.topology.num_edges, self._weight.dtype)
+        weight[self._kept] = self._weight
+        return weight
+
     @override
     def append(
         self,

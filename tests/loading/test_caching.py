@@ -271,16 +271,34 @@ NOT_UNIFORM: dict[str, dict[str, Any]] = {
 }
 
 
-@pytest.mark.parametrize("kind", NOT_UNIFORM)
-def test_vip_is_refused_where_neighbours_are_not_drawn_uniformly(kind: str, device: SimulatedDevice) -> None:
+@pytest.mark.parametrize("kind", [kind for kind in NOT_UNIFORM if kind != "weights"])
+def test_vip_is_refused_where_chances_are_not_known(kind: str, device: SimulatedDevice) -> None:
     datamodule = make_datamodule(device, weighted_data(), cache=9 * ROW, cache_policy="vip", **NOT_UNIFORM[kind])
-    start = "`cache_policy='vip'` needs a `NeighborSampler` that draws uniformly, but the sampler is "
+    start = "`cache_policy='vip'` needs a `NeighborSampler` that draws uniformly or by weight, its trees not disjoint,"
     hint = "HINT: `cache_policy='presample'` goes with any sampler."
     with pytest.raises(ValueError, match=f"^{re.escape(start)}.*{re.escape(hint)}$"):
         datamodule.setup("fit")
 
 
-@pytest.mark.parametrize("kind", NOT_UNIFORM)
+@pytest.mark.parametrize("some_are_zero", [False, True])
+def test_weights_enter_the_chances(some_are_zero: bool, device: SimulatedDevice) -> None:
+    data = weighted_data()
+    if some_are_zero:
+        data.weight[::3] = 0.0
+    chosen = [
+        ids_of(cached_of(make_datamodule(device, data, cache=9 * ROW, cache_policy=policy, weight_attr="weight")))
+        for policy in ("vip", "auto")
+    ]
+    topology = Topology.from_edge_index(data.edge_index, N, edge_ids=True)
+    chance = np.zeros(N)
+    chance[:35] = 8 / 35
+    weight = data.weight.numpy()[topology.edge_ids]
+    scores = inclusion_probabilities(topology, chance, [3, 2], edge_weight=weight)
+    assert chosen[0] == chosen[1] == hottest(scores, 9)
+    assert chosen[0] != hottest(inclusion_probabilities(topology, chance, [3, 2]), 9)
+
+
+@pytest.mark.parametrize("kind", [kind for kind in NOT_UNIFORM if kind != "weights"])
 def test_auto_presamples_there(kind: str, device: SimulatedDevice) -> None:
     chosen = []
     for policy in ("auto", "presample"):
@@ -288,7 +306,7 @@ def test_auto_presamples_there(kind: str, device: SimulatedDevice) -> None:
         chosen.append(ids_of(cached_of(datamodule)))
     assert chosen[0] == chosen[1]
     assert len(chosen[0]) == 9
-    if kind in ("weights", "labor"):
+    if kind == "labor":
         assert chosen[0] == hottest(presampled(datamodule), 9)
 
 

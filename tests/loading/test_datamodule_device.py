@@ -184,13 +184,34 @@ def test_without_a_device_batches_stay_in_host_memory() -> None:
         assert train.placement is val.placement is datamodule.placement
 
 
-def test_a_trainer_on_the_cpu_keeps_the_given_device(device: SimulatedDevice) -> None:
+def test_a_trainer_on_the_cpu_keeps_the_given_streams(device: SimulatedDevice) -> None:
+    """The name of a device gives way to the Trainer's: see `test_default_device`."""
     datamodule = make_datamodule(device)
     before = datamodule.placement
     trainer = make_trainer(1)
     trainer.fit(Recorder(), datamodule)
     assert datamodule.placement is before
     assert trainer.train_dataloader.placement is before
+
+
+def test_buffers_that_wait_for_a_use_go_when_a_run_ends(device: SimulatedDevice) -> None:
+    datamodule = make_datamodule(device, data=wide_data())
+    placement = datamodule.placement
+    assert isinstance(placement, DevicePlacement)
+    for _ in range(2):
+        model = NodeClassifier("sage", in_channels=400, out_channels=C, hidden_channels=8)
+        make_trainer(1).fit(model, datamodule)
+        assert datamodule.placement is placement
+        assert placement._slabs.nbytes == placement._staging.nbytes == 0
+    loader = datamodule.train_dataloader()
+    for batch in loader:
+        del batch
+    assert placement._slabs.nbytes > 0
+    datamodule.teardown("fit")
+    assert placement._slabs.nbytes == 0
+    reference = make_datamodule(data=wide_data()).train_dataloader()
+    reference.set_epoch(1)
+    assert same_dicts(cloned(loader), cloned(reference))
 
 
 # ---- compressed edges ------------------------------------------------------------------------------------------------

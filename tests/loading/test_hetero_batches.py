@@ -232,3 +232,17 @@ def test_it_travels_to_another_process() -> None:
     builder, subgraph = HeteroBatchBuilder(data, topology, edge_id=True), sample(topology, "paper", [4, 9])
     expected, found = (b.build(subgraph, "paper", np.arange(2)) for b in (builder, pickle.loads(pickle.dumps(builder))))
     assert differences(found, expected) == []
+
+
+@pytest.mark.parametrize("name", ["n_id", "input_id", "batch_size", "num_sampled_nodes"])
+def test_an_attribute_by_the_name_of_what_batches_get_is_refused(name: str) -> None:
+    data = HeteroData()
+    data["paper"].x = torch.zeros(3, 2)
+    data["paper"][name] = torch.zeros(3)
+    data["paper", "cites", "paper"].edge_index = torch.tensor([[0, 1], [2, 2]])
+    message = (
+        f"`{name}` of a batch is the loader's to say, but 'paper' of the graph has an attribute of that name too."
+        f" HINT: rename `data['paper'].{name}`, or delete it."
+    )
+    with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
+        HeteroBatchBuilder(data, HeteroTopology.from_data(data))
