@@ -9,7 +9,6 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from llvmlite import ir
 from numba import njit, types
 from numba.core.cgutils import raw_memcpy
 from numba.extending import intrinsic
@@ -19,15 +18,10 @@ from lightning_gnnopt.sampling.prefetch import prefetch
 
 _BYTES_AHEAD = 8192  # of rows to come are asked for: some 20 rows of 100 float32
 _ROWS_AHEAD = (2, 128)  # the least and the most
-_STREAM_BYTES = 32 << 20  # outputs from this size on are written past the caches, which could not keep them anyway
 
 _LINE = np.uint64(64)
 _ZERO, _ONE, _TWO, _FOUR, _EIGHT = (np.uint64(n) for n in (0, 1, 2, 4, 8))
-_SIXTEEN, _FIFTEEN = np.uint64(16), np.uint64(15)
-_THIRTY_TWO, _FORTY_EIGHT = np.uint64(32), np.uint64(48)
-# Of longer rows, the lines are asked for one by one, between the copying: too many at once wait for one another.
-_SHORT = np.uint64(1200)
-
+_SIXTEEN = np.uint64(16)
 
 _memcpy: Any = raw_memcpy  # without types
 
@@ -45,43 +39,7 @@ def _emit_copy(typingctx: Any, source: Any, start: Any, target: Any, place: Any,
     return types.none(source, start, target, place, length), codegen
 
 
-def _streaming_store(width_bytes: int) -> Any:
-    """Make an intrinsic that copies one word with a store that goes past the caches."""
-    word = ir.IntType(32) if width_bytes == 4 else ir.VectorType(ir.IntType(64), width_bytes // 8)
-
-    @intrinsic
-    def store(typingctx: Any, source: Any, start: Any, target: Any, place: Any) -> Any:
-        def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-            from_ = builder.gep(context.make_array(source)(context, builder, args[0]).data, [args[1]])
-            to = builder.gep(context.make_array(target)(context, builder, args[2]).data, [args[3]])
-            value = builder.load(builder.bitcast(from_, word.as_pointer()), align=1)
-            # The processor has such stores for aligned words only.
-            stored = builder.store(value, builder.bitcast(to, word.as_pointer()), align=width_bytes)
-            stored.set_metadata("nontemporal", builder.module.add_metadata([ir.Constant(ir.IntType(32), 1)]))
-            return context.get_dummy_value()
-
-        return types.none(source, start, target, place), codegen
-
-    return store
-
-
-_stream_4: Any = _streaming_store(4)
-_stream_16: Any = _streaming_store(16)
-
-
-@intrinsic
-def _emit_fence(typingctx: Any) -> Any:
-    """Emit a full fence: streaming stores are not ordered by what hands the buffer to another thread."""
-
-    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        builder.fence("seq_cst")
-        return context.get_dummy_value()
-
-    return types.none(), codegen
-
-
 _copy: Any = _emit_copy
-_fence: Any = _emit_fence
 
 
 @njit(nogil=True, inline="always")
@@ -128,74 +86,6 @@ def _copy_rows(
         _copy(table, np.uint64(ids[i]) * width, out, i * width, width)
 
 
-@njit(nogil=True, cache=True)
-def _stream_rows(
-    table: NDArray[np.uint8], ids: NDArray[np.integer], out: NDArray[np.uint8], row_bytes: int, ahead: int
-) -> None:
-    """Copy rows whose width is a multiple of 4 bytes past the caches into `out`, which starts at a multiple of 16.
-
-    A line that is written over as a whole need not be read first, as an ordinary store would have it read.
-    """
-    n, width, far = np.uint64(len(ids)), np.uint64(row_bytes), np.uint64(ahead)
-    if width <= _SHORT:
-        for i in range(n):
-            if i + far < n:
-                _ask(table, np.uint64(ids[i + far]) * width, width)
-            start, place = np.uint64(ids[i]) * width, i * width
-            end = place + width
-            while place < end and place & _FIFTEEN != _ZERO:
-                _stream_4(table, start, out, place)
-                start, place = start + _FOUR, place + _FOUR
-            while place + _SIXTEEN <= end:
-                _stream_16(table, start, out, place)
-                start, place = start + _SIXTEEN, place + _SIXTEEN
-            while place < end:
-                _stream_4(table, start, out, place)
-                start, place = start + _FOUR, place + _FOUR
-    else:
-        for i in range(n):
-            asked = np.uint64(ids[i + far if i + far < n else i]) * width
-            start, place = np.uint64(ids[i]) * width, i * width
-            end = place + width
-            while place & _FIFTEEN != _ZERO:
-                _stream_4(table, start, out, place)
-                start, place = start + _FOUR, place + _FOUR
-            while place + _LINE <= end:
-                prefetch(table, asked)
-                _stream_16(table, start, out, place)
-                _stream_16(table, start + _SIXTEEN, out, place + _SIXTEEN)
-                _stream_16(table, start + _THIRTY_TWO, out, place + _THIRTY_TWO)
-                _stream_16(table, start + _FORTY_EIGHT, out, place + _FORTY_EIGHT)
-                asked, start, place = asked + _LINE, start + _LINE, place + _LINE
-            _ask(table, asked, end - place + _ONE)
-            while place < end:
-                _stream_4(table, start, out, place)
-                start, place = start + _FOUR, place + _FOUR
-    _fence()
-
-
-@njit(nogil=True, cache=True)
-def _probe(table: NDArray[np.uint8], out: NDArray[np.uint8]) -> None:
-    _stream_4(table, 0, out, 0)
-    _stream_16(table, 16, out, 16)
-    _fence()
-
-
-def _works() -> bool:
-    """Whether this numba's LLVM takes the streaming stores; the kernels are right without them, only slower."""
-    table, out = np.arange(32, dtype=np.uint8), np.zeros(48, np.uint8)
-    out = out[-out.ctypes.data % 16 :][:32]
-    try:
-        _probe(table, out)
-    except Exception:
-        return False
-    return bool((out[:4] == table[:4]).all() and (out[16:] == table[16:]).all())
-
-
-HAS_STREAMING: bool = _works()
-"""Whether large outputs are written past the caches."""
-
-
 def gather_rows(table: NDArray[np.uint8], ids: NDArray[np.integer], out: NDArray[np.uint8], *, row_bytes: int) -> None:
     """Copy rows of a table.
 
@@ -210,8 +100,6 @@ def gather_rows(table: NDArray[np.uint8], ids: NDArray[np.integer], out: NDArray
     ahead = min(max(_BYTES_AHEAD // row_bytes, _ROWS_AHEAD[0]), _ROWS_AHEAD[1])
     if row_bytes in (1, 2, 4, 8, 16):
         kernel: Any = _copy_words
-    elif HAS_STREAMING and len(out) >= _STREAM_BYTES and row_bytes % 4 == 0 and out.ctypes.data % 16 == 0:
-        kernel = _stream_rows
     else:
         kernel = _copy_rows
     kernel(table, ids, out, row_bytes, ahead)

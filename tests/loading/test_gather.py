@@ -3,7 +3,6 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from lightning_gnnopt.loading import gather
 from lightning_gnnopt.loading.gather import gather_rows
 
 WIDTHS = [1, 2, 3, 4, 5, 7, 8, 9, 12, 16, 17, 20, 31, 32, 63, 64, 65, 100, 101, 400, 602, 1000, 1199, 1204, 1999, 2000]
@@ -16,11 +15,9 @@ def at(address_modulo: int, length: int) -> np.ndarray:
     return memory[first : first + length + 64]
 
 
-@pytest.mark.parametrize("stream", [False, True])
 @pytest.mark.parametrize("ids_dtype", [np.int32, np.int64])
 @pytest.mark.parametrize("width", WIDTHS)
-def test_rows_of_any_width(width: int, ids_dtype: type, stream: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(gather, "_STREAM_BYTES", 0 if stream else 1 << 40)
+def test_rows_of_any_width(width: int, ids_dtype: type) -> None:
     rng = np.random.default_rng(width)
     for num_rows, num_ids in ((1, 1), (1, 5), (50, 300)):
         ids = rng.integers(0, num_rows, num_ids).astype(ids_dtype)
@@ -53,17 +50,3 @@ def test_places_beyond_32_bits() -> None:
     gather_rows(table, np.array([num_rows - 1, 0], np.int32), out, row_bytes=width)
     np.testing.assert_array_equal(out[:width], last)
     assert not out[width:].any()
-
-
-def test_large_outputs_really_take_the_streaming_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
-    if not gather.HAS_STREAMING:
-        pytest.skip("this numba's LLVM takes no streaming stores")
-    called: list[str] = []
-    for name in ("_copy_words", "_copy_rows", "_stream_rows"):
-        monkeypatch.setattr(gather, name, lambda *_, name=name: called.append(name))
-    memory = np.empty((32 << 20) + 64, np.uint8)
-    out = memory[-memory.ctypes.data % 64 :][: 32 << 20]
-    ids = np.zeros(1, np.int64)
-    for target, width in ((out, 400), (out[:-64], 400), (out, 401), (out[1:], 400), (out, 8)):
-        gather_rows(memory, ids, target, row_bytes=width)
-    assert called == ["_stream_rows", "_copy_rows", "_copy_rows", "_copy_rows", "_copy_words"]
