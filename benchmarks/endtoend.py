@@ -14,13 +14,10 @@ with the config's seed plus ``k`` on all sides.
 from __future__ import annotations
 
 import itertools
-import logging
 import sys
 import tempfile
 import time
-import warnings
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -32,6 +29,7 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig
 
 from benchmarks.harness import Cell, Figure, Measured, alternate, median, ratios, run_benchmark
+from benchmarks.quiet import quiet
 from lightning_gnnopt import NodeClassifier, RunSummary
 from lightning_gnnopt.train import build, build_members
 
@@ -86,23 +84,9 @@ def measure(quick: bool) -> Measured:
         EQUAL_EPOCHS: _seeded(config, _train_full_batch),
         EQUAL_STEPS: _seeded(config, partial(_train_full_batch, factor=batches)),
     }
-    with _quiet():
+    with quiet():
         runs = alternate(sides, rounds=QUICK_ROUNDS if quick else ROUNDS, warmup=WARMUP)
     return _figures(runs), [_row(side, runs[side]) for side in sides]
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Keep Lightning's remarks on each run out of the table's way."""
-    logger = logging.getLogger("lightning.pytorch")
-    level = logger.level
-    logger.setLevel(logging.WARNING)
-    try:
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", message=".*LeafSpec.*")  # Lightning 2.6 with torch 2.13
-            yield
-    finally:
-        logger.setLevel(level)
 
 
 def _seeded(config: DictConfig, train: Callable[[DictConfig], Training]) -> Callable[[], Training]:

@@ -6,11 +6,8 @@ Every layer computes all nodes of a batch with either loader, so that the two di
 
 from __future__ import annotations
 
-import logging
 import time
-import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -26,6 +23,7 @@ from benchmarks.backends import Backend
 from benchmarks.harness import Cell, Figure, Measured, alternate, median, ratios
 from benchmarks.loading_scale import LoadingScale
 from benchmarks.loading_sides import PEERS, LoadingGraph, best_side, missing_peers, pyg_samples_with
+from benchmarks.quiet import quiet
 
 HIDDEN = 64
 REACH = 0.75
@@ -143,7 +141,7 @@ def measure_training(graph: LoadingGraph, scale: LoadingScale, *, backend: Backe
                 **sizes,
             )
             sides[f"PyG with {peer}, {num} workers"] = partial(_fit_with, peer, make_theirs, graph, scale, on_cuda)
-    with _quiet():
+    with quiet():
         runs = alternate(sides, rounds=scale.train_rounds, warmup=0)  # each run's first epoch is not counted
     seconds = {name: [run.epoch_s for run in of_side] for name, of_side in runs.items()}
     ours = best_side(seconds, "ours")
@@ -189,21 +187,6 @@ def _fit(make_loader: Callable[[], Any], graph: LoadingGraph, scale: LoadingScal
     )
     trainer.fit(module, train_dataloaders=make_loader())
     return clock.counted()
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Keep Lightning's remarks on each run out of the table's way."""
-    logger = logging.getLogger("lightning.pytorch")
-    level = logger.level
-    logger.setLevel(logging.WARNING)
-    try:
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", message=".*LeafSpec.*")  # Lightning 2.6 with torch 2.13
-            warnings.filterwarnings("ignore", message=".*does not have many workers.*")
-            yield
-    finally:
-        logger.setLevel(level)
 
 
 def _row(

@@ -214,7 +214,11 @@ class GraphDataModule(L.LightningDataModule):
 
     @property
     def data(self) -> Any:
-        """The graph; under DDP, after `setup`, in memory that the processes of a machine share."""
+        """The graph; under DDP, after `setup`, in memory that the processes of a machine share.
+
+        Without ``x`` where the features are stored in another form than in the graph that was given: sparse, in fewer
+        bits (`feature_dtype`) or elsewhere (`features`).
+        """
         return self._task.data
 
     @property

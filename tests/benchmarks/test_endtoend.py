@@ -110,7 +110,7 @@ def test_the_same_seed_gives_the_same_accuracy() -> None:
         sampled, full_batch = (endtoend._seeded(job, train)().test_acc for train in sides)
         return sampled, full_batch
 
-    with endtoend._quiet():
+    with endtoend.quiet():
         first, again, other = trained(1), trained(1), trained(2)
     assert first == again
     assert first != other
