@@ -17,7 +17,6 @@ from numpy.typing import NDArray
 from torch_geometric.data import Data, HeteroData
 from typing_extensions import override
 
-from lightning_gnnopt._names import unknown_name
 from lightning_gnnopt._units import parse_bytes
 from lightning_gnnopt.loading.batches import EdgeFormat
 from lightning_gnnopt.loading.cached_features import CachedFeatures
@@ -39,7 +38,6 @@ from lightning_gnnopt.loading.transform import SubgraphTransform
 from lightning_gnnopt.sampling import HeteroNeighborSampler, HeteroTopology, NodeSampler, Topology
 from lightning_gnnopt.sampling.hetero_topology import EdgeType
 
-_EVAL_MODES = ("sampled", "layerwise")
 _STAGES_OF = {"fit": ("train", "val"), "validate": ("val",), "test": ("test",), "predict": ("predict",)}
 
 
@@ -161,24 +159,12 @@ class GraphDataModule(L.LightningDataModule):
         links: LinkTask | None = None,
     ) -> None:
         super().__init__()
-        if eval_mode not in _EVAL_MODES:
-            raise ValueError(unknown_name("eval_mode", eval_mode, _EVAL_MODES))
-        if eval_mode == "layerwise" and eval_num_neighbors is not None:
-            raise ValueError(
-                f"`eval_num_neighbors` must be left out with `eval_mode='layerwise'`, but got {eval_num_neighbors}."
-                " HINT: layer-wise evaluation always takes all neighbours; `eval_mode='sampled'` uses fan-outs."
-            )
-        if eval_mode == "layerwise" and time_attr is not None:
-            raise ValueError(
-                f"`eval_mode='layerwise'` takes all neighbours, those from after a seed's time too, but `time_attr` is"
-                f" {time_attr!r}. HINT: `eval_num_neighbors=[-1, -1]` evaluates on the whole past of each seed."
-            )
         self._residence = Residence(device, cache=cache, cache_policy=cache_policy)
         self._task: GraphTask = make_task(
             data,
             links=links,
             input_type=input_type,
-            layerwise=eval_mode == "layerwise",
+            eval_mode=eval_mode,
             cached=self._residence.cache != 0,
             sampler=sampler,
             num_neighbors=num_neighbors,
@@ -332,12 +318,6 @@ class GraphDataModule(L.LightningDataModule):
         Raises:
             ValueError: If the model has no `inference_per_layer`, or mixes its layers' outputs (jumping knowledge).
         """
-        if not isinstance(model, LayerwiseModel) or getattr(model, "jk_mode", None) is not None:
-            raise ValueError(
-                "`eval_mode='layerwise'` needs a network with `num_layers` and `inference_per_layer` and without"
-                f" jumping knowledge, but got {type(model).__name__}. HINT: use `eval_mode='sampled'` with"
-                " `eval_num_neighbors=[-1, ...]`."
-            )
         if not isinstance(self._task, NodeTask):
             raise ValueError(
                 "Layer-wise outputs are those of nodes of a homogeneous graph. HINT: use `eval_mode='sampled'`."
@@ -352,7 +332,7 @@ class GraphDataModule(L.LightningDataModule):
             batch_size=self.eval_batch_size,
             options=self._options,
             placement=self.placement,
-            device=next(model.parameters()).device if isinstance(model, torch.nn.Module) else "cpu",
+            device=_device_of(model),
             in_degree=bool(getattr(model, "needs_in_degree", False)),
             max_bytes=self.layerwise_bytes,
         )
@@ -414,3 +394,8 @@ class GraphDataModule(L.LightningDataModule):
 
 def _default_seed() -> int:
     return int(os.environ.get("PL_GLOBAL_SEED", "0"))
+
+
+def _device_of(model: Any) -> torch.device | str:
+    parameters = model.parameters() if isinstance(model, torch.nn.Module) else ()
+    return next((parameter.device for parameter in parameters), "cpu")

@@ -103,7 +103,16 @@ def layerwise_outputs(
 
     Returns:
         Outputs of the asked nodes.
+
+    Raises:
+        ValueError: If the model has no `inference_per_layer`, or mixes its layers' outputs (jumping knowledge).
     """
+    if not isinstance(model, LayerwiseModel) or getattr(model, "jk_mode", None) is not None:
+        raise ValueError(
+            "`eval_mode='layerwise'` needs a network with `num_layers` and `inference_per_layer` and without"
+            f" jumping knowledge, but got {type(model).__name__}. HINT: use `eval_mode='sampled'` with"
+            " `eval_num_neighbors=[-1, ...]`."
+        )
     options = PipelineOptions(num_workers=0) if options is None else options
     placement = HostPlacement() if placement is None else placement
     max_bytes = psutil.virtual_memory().available // 4 if max_bytes is None else max_bytes
