@@ -381,4 +381,6 @@ def test_another_device_gets_a_cache_of_its_own(device: SimulatedDevice) -> None
 def test_training_warns_of_nothing_where_a_cache_is_of_use(device: SimulatedDevice) -> None:
     with warnings.catch_warnings():
         warnings.filterwarnings("error", message=".*`cache.*")
-        make_trainer(1).fit(Recorder(), make_datamodule(device, cache=9 * ROW))
+        datamodule = make_datamodule(device, cache=9 * ROW)
+        make_trainer(1).fit(Recorder(), datamodule)
+    assert cached_of(datamodule).num_cached == 9
