@@ -92,6 +92,7 @@ class FakeStream:
 def cuda(monkeypatch: pytest.MonkeyPatch) -> FakeCuda:
     fake = FakeCuda()
     monkeypatch.setattr(torch, "get_device_module", lambda device: fake)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     return fake
 
 
@@ -140,7 +141,7 @@ def test_host_memory_is_pinned(cuda: FakeCuda, monkeypatch: pytest.MonkeyPatch) 
     streams, asked = CudaStreams(torch.device("cuda")), []
     monkeypatch.setattr(torch, "empty", lambda *size, **options: asked.append((size, options)))
     streams.host_memory(64)
-    assert asked == [((64,), {"dtype": torch.uint8, "pin_memory": True})]
+    assert asked == [((64,), {"dtype": torch.uint8, "device": "cpu", "pin_memory": True})]
 
 
 def test_events_order_streams(cuda: FakeCuda) -> None:
