@@ -105,6 +105,24 @@ def check_finite(x: Tensor, name: str) -> None:
             )
 
 
+def check_same_graph(num_nodes: int, num_edges: int, data: Any) -> None:
+    """Refuse a built sampler of another graph.
+
+    Args:
+        num_nodes: Number of nodes of the sampler's graph, of all types.
+        num_edges: Number of its edges.
+        data: The graph whose attributes are to be cut.
+
+    Raises:
+        ValueError: If the numbers are not the graph's.
+    """
+    if (num_nodes, num_edges) != (data.num_nodes, data.num_edges):
+        raise ValueError(
+            f"`sampler` must be of the graph in `data`, of {data.num_nodes:,} nodes and {data.num_edges:,} edges, but"
+            f" its own has {num_nodes:,} and {num_edges:,}. HINT: build its topology from `data`."
+        )
+
+
 def to_cpu(values: Any) -> Tensor:
     """Bring values to the CPU as a tensor, whatever torch's default device is."""
     return values.detach().cpu() if isinstance(values, Tensor) else torch.as_tensor(values, device="cpu")

@@ -1,4 +1,4 @@
-"""Streams of a CUDA (or ROCm) device: thin, as no test of ours can run it where there is no such device.
+"""Streams of a CUDA device: thin, as no test of ours can run it where there is no such device.
 
 What relies on it is tested on the simulated device; ``tests/loading/test_cuda.py`` runs on a real one.
 """

@@ -71,8 +71,8 @@ class GraphDataModule(L.LightningDataModule):
             not count them.
         timeout_s: Seconds after which a worker that makes no progress is reported by name and ends the run; None waits
             for ever.
-        sampler: Name of a sampler that takes `num_neighbors` or needs no argument, or a function that builds one from a
-            `Topology`. If it has an argument `roots` that is None, it is given the training nodes.
+        sampler: Name of a sampler that takes `num_neighbors` or needs no argument, a function that builds one from a
+            `Topology`, or a built one. A function with an argument `roots` that is None is given the training nodes.
         weight_attr: Name of an attribute of edges: in-edges are drawn in proportion to it. The sampler must take
             `edge_weight`. Layer-wise evaluation does not look at weights.
         time_attr: Name of an attribute of nodes or edges: a seed sees nothing from after its own time, in evaluation
@@ -134,7 +134,7 @@ class GraphDataModule(L.LightningDataModule):
         prefetch_factor: int = 2,
         max_bytes_in_flight: int | str | None = "2GiB",
         timeout_s: float | None = 600.0,
-        sampler: str | Callable[..., NodeSampler | HeteroNeighborSampler] = "neighbor",
+        sampler: str | Callable[..., Any] | NodeSampler | HeteroNeighborSampler = "neighbor",
         weight_attr: str | None = None,
         time_attr: str | None = None,
         input_time_attr: str | None = None,

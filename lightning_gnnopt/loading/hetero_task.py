@@ -15,6 +15,7 @@ from lightning_gnnopt.loading.checks import (
     check_finite,
     check_labels,
     check_model,
+    check_same_graph,
     check_y,
     count_classes,
     is_multilabel,
@@ -44,7 +45,7 @@ class HeteroTask(GraphTask):
         data: HeteroData,
         *,
         input_type: str | None,
-        sampler: str | Callable[..., Any],
+        sampler: str | Callable[..., Any] | HeteroNeighborSampler,
         num_neighbors: Fanouts | None,
         eval_num_neighbors: Fanouts | None,
         edge_id: bool,
@@ -61,9 +62,11 @@ class HeteroTask(GraphTask):
                 f"`sampler` must be 'neighbor' or a function for a `HeteroData`, but got {sampler!r}."
                 " HINT: `data.to_homogeneous()` makes a graph that every sampler takes."
             )
-        if callable(sampler) and num_neighbors is not None:
+        built = sampler if isinstance(sampler, HeteroNeighborSampler) else None
+        if not isinstance(sampler, str) and num_neighbors is not None:
+            what = "a `sampler` function" if built is None else "a sampler that is built already"
             raise ValueError(
-                f"`num_neighbors` must be left out with a `sampler` function, but got {num_neighbors}."
+                f"`num_neighbors` must be left out with {what}, but got {num_neighbors}."
                 " HINT: give the fan-outs to the sampler itself."
             )
         if eval_num_neighbors is not None:
@@ -75,7 +78,9 @@ class HeteroTask(GraphTask):
         self.data = data
         self.input_type = self._find_inputs(input_type) if needs_inputs or input_type is not None else None
         self._make_sampler: Callable[..., HeteroNeighborSampler]
-        if callable(sampler):
+        if built is not None:
+            check_same_graph(sum(built.topology.num_nodes.values()), built.topology.num_edges, data)
+        elif callable(sampler):
             self._make_sampler = sampler
         else:
             fanouts = check_hetero_fanouts([15, 10] if num_neighbors is None else num_neighbors, data.edge_types)
@@ -85,8 +90,9 @@ class HeteroTask(GraphTask):
         self._num_classes = num_classes
         if self.input_type is not None:
             self._take_nodes(data[self.input_type])
-        self._topology: HeteroTopology | None = None
-        self._sampler: HeteroNeighborSampler | None = None
+        self._built = built
+        self._topology: HeteroTopology | None = None if built is None else built.topology
+        self._sampler: HeteroNeighborSampler | None = built
         self._eval_sampler: HeteroNeighborSampler | None = None
         self._builder: HeteroBatchBuilder | None = None
         self._is_shared = False
@@ -153,8 +159,9 @@ class HeteroTask(GraphTask):
         if self._builder is None or shares:
             if shares:
                 self.data = surroundings.make(lambda: SharedData(self.data)).data
-                self._topology = surroundings.make(lambda: self.topology)
-                self._sampler = self._eval_sampler = None
+                if self._built is None:  # a built sampler has its own, which its maker may have shared
+                    self._topology = surroundings.make(lambda: self.topology)
+                    self._sampler = self._eval_sampler = None
                 self._is_shared = True
             self._builder = HeteroBatchBuilder(without_links(self.data), self.topology, edge_id=self._edge_id)
         if surroundings.module is not None:

@@ -18,6 +18,7 @@ from lightning_gnnopt.loading.checks import (
     check_graph,
     check_labels,
     check_model,
+    check_same_graph,
     count_classes,
     is_multilabel,
     split_nodes,
@@ -48,7 +49,7 @@ class NodeTask(GraphTask):
         self,
         data: Data,
         *,
-        sampler: str | Callable[..., NodeSampler],
+        sampler: str | Callable[..., NodeSampler] | NodeSampler,
         num_neighbors: Sequence[int] | None,
         weight_attr: str | None,
         time_attr: str | None,
@@ -84,7 +85,9 @@ class NodeTask(GraphTask):
         if has_inputs:
             self._take_nodes(data)
         self._store: FeatureStore | None = None
-        self._topology: Topology | None = None
+        self._topology: Topology | None = None if self._make.built is None else self._make.built.topology
+        if self._topology is not None:
+            check_same_graph(self._topology.num_nodes, self._topology.num_edges, data)
         self._sampler: NodeSampler | None = None
         self._eval_sampler: NodeSampler | None = None
         self._builder: BatchBuilder | None = None
@@ -175,7 +178,8 @@ class NodeTask(GraphTask):
                 self._drop_x()
             # Also what is not sampled or sliced: each process would keep a copy of its own.
             self.data = surroundings.make(lambda: SharedData(self.data)).data
-            self._topology = surroundings.make(lambda: self.topology)
+            if self._make.built is None:  # a built sampler has its own, which its maker may have shared
+                self._topology = surroundings.make(lambda: self.topology)
             if not self._converts:
                 self._store = self._make_store()
             self._sampler = self._eval_sampler = self._builder = None

@@ -84,11 +84,13 @@ class Residence:
                 " HINT: leave it out, or train on a CUDA device."
             )
             return store
-        if self._cached is None:
-            self._cached = cache_rows(
+        held = self._cached
+        if held is None or (held.store if isinstance(held, CachedFeatures) else held) is not store:
+            # Not made yet, or of rows that were not those of all processes of the machine yet.
+            held = self._cached = cache_rows(
                 store, source, order, budget=self.cache, policy=self._policy, streams=placement.streams
             )
-        return self._cached
+        return held
 
     def trim(self) -> None:
         """Free the buffers that wait for a use."""

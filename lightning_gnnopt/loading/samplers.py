@@ -28,7 +28,7 @@ class SamplerMaker:
     """Builds the samplers of a graph.
 
     Args:
-        sampler: Name of a sampler, or a function that builds one from a `Topology`.
+        sampler: Name of a sampler, a function that builds one from a `Topology`, or a built one.
         num_neighbors: Fan-outs of a sampler that is named; ``[15, 10]`` by default.
         options: Further arguments of the sampler, see :func:`graph_options`.
 
@@ -38,10 +38,20 @@ class SamplerMaker:
 
     def __init__(
         self,
-        sampler: str | Callable[..., NodeSampler],
+        sampler: str | Callable[..., NodeSampler] | NodeSampler,
         num_neighbors: Sequence[int] | None,
         options: dict[str, Any] | None = None,
     ) -> None:
+        self.built = sampler if isinstance(sampler, NodeSampler) else None
+        if isinstance(sampler, NodeSampler):
+            given = {"num_neighbors": num_neighbors is not None, "weight_attr` or `time_attr": bool(options)}
+            for name, is_given in given.items():
+                if is_given:
+                    raise ValueError(
+                        f"`{name}` must be left out with a sampler that is built already, but the sampler is"
+                        f" {sampler!r}. HINT: build it with them."
+                    )
+            sampler = type(sampler)
         if callable(sampler) and num_neighbors is not None:
             raise ValueError(
                 f"`num_neighbors` must be left out with a `sampler` function, but got {list(num_neighbors)}."
@@ -71,6 +81,8 @@ class SamplerMaker:
             topology: The graph.
             nodes: The training nodes; a sampler that takes `roots` is told, unless it was told others.
         """
+        if self.built is not None:
+            return self.built
         roots = self._parameters.get("roots")
         if nodes is None or roots is None or roots.default is not None:
             return self._make(topology, **self._options)

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Protocol, runtime_checkable
-
-from lightning_gnnopt.sampling import Subgraph
+from typing import Any, Protocol, runtime_checkable
 
 
 @runtime_checkable
@@ -15,11 +13,12 @@ class SubgraphTransform(Protocol):
     Called from the loader's worker threads, at once for different batches.
     """
 
-    def __call__(self, subgraph: Subgraph, resample: Callable[[int], Subgraph]) -> Subgraph:
+    def __call__(self, subgraph: Any, resample: Callable[[int], Any]) -> Any:
         """Return the batch to use.
 
         Args:
-            subgraph: What was sampled.
+            subgraph: What was sampled: a `Subgraph`; in heterogeneous graphs a `HeteroSubgraph`, around links a
+                `LinkSubgraph`.
             resample: Draws the same seeds again; its argument is the attempt, from 1.
 
         Returns:

@@ -60,12 +60,13 @@ def test_the_host_goes_on_while_a_stream_works() -> None:
 
 
 def test_the_streams_work_at_the_same_time() -> None:
-    meet = threading.Barrier(2)
+    meet, met = threading.Barrier(2), []
     with SimulatedDevice() as device:
-        device.compute(lambda x: meet.wait(DEADLINE_S), torch.ones(1))
-        device.copies.submit(lambda: meet.wait(DEADLINE_S))
+        device.compute(lambda x: met.append(meet.wait(DEADLINE_S)), torch.ones(1))
+        device.copies.submit(lambda: met.append(meet.wait(DEADLINE_S)))
         device.copies.record().synchronize()
         device.synchronize()
+    assert sorted(met) == [0, 1]
 
 
 def test_a_stream_waits_for_an_event_of_another_and_the_host_does_not() -> None:
