@@ -16,7 +16,7 @@ from typing_extensions import override
 
 from lightning_gnnopt._units import format_bytes
 from lightning_gnnopt.loading import LoaderStats
-from lightning_gnnopt.memory import PeakMeter
+from lightning_gnnopt.memory.watermark import Watermark
 
 
 @dataclass
@@ -59,7 +59,7 @@ class RunSummary(Callback):
         self.checkpoint_path: str | None = None
         self.monitor: str | None = None
         self.best_score: float | None = None
-        self._meter: PeakMeter | None = None
+        self._meter: Watermark | None = None
         self._loader_before: LoaderStats | None = None
         self._mark = 0.0
         self._val_mark = 0.0
@@ -67,7 +67,7 @@ class RunSummary(Callback):
     @override
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self.epochs = []
-        self._meter = PeakMeter(trainer.strategy.root_device)
+        self._meter = Watermark(trainer.strategy.root_device)
         self._meter.start()
 
     @override

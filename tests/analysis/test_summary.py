@@ -18,7 +18,7 @@ from lightning_gnnopt import GraphDataModule, NodeClassifier, RunSummary
 from lightning_gnnopt.analysis import summary as summary_module
 from lightning_gnnopt.analysis.summary import EpochRecord
 from lightning_gnnopt.loading import LoaderStats
-from lightning_gnnopt.memory import PeakMeter
+from lightning_gnnopt.memory.watermark import Watermark
 
 
 class Clock:
@@ -146,7 +146,7 @@ def test_table_of_known_numbers(monkeypatch: pytest.MonkeyPatch, tmp_path: Path)
     ]
     summary.metrics = {"test/acc": 0.98765, "test/f1": 0.5}
     summary.monitor, summary.best_score = "val/acc", 0.91
-    summary.peak_bytes, summary._meter = 3 * 2**30, PeakMeter("cpu")
+    summary.peak_bytes, summary._meter = 3 * 2**30, Watermark("cpu")
     summary.checkpoint_path = str(tmp_path / "best.ckpt")
     rows = [line.split("│")[1:3] for line in rendered(summary).splitlines() if "│" in line]
     assert [(name.strip(), value.strip()) for name, value in rows] == [
