@@ -2,6 +2,7 @@
 
 from lightning_gnnopt.analysis import LoaderMonitor, RunSummary
 from lightning_gnnopt.loading import GraphDataModule, LinkSplit, LinkTask, PrefetchLoader
+from lightning_gnnopt.memory import MemoryControl
 from lightning_gnnopt.models import NodeClassifier
 
 __version__ = "0.1.0.dev0"
@@ -10,6 +11,7 @@ __all__ = [
     "LinkSplit",
     "LinkTask",
     "LoaderMonitor",
+    "MemoryControl",
     "NodeClassifier",
     "PrefetchLoader",
     "RunSummary",

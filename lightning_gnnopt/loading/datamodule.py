@@ -291,7 +291,10 @@ class GraphDataModule(L.LightningDataModule):
     def train_dataloader(self) -> PrefetchLoader:
         if not self._task.has("train"):
             raise self._task.missing("train")
-        return self._loader("train")
+        loader = self._loader("train")
+        if self.trainer is not None:
+            loader.follow(self.trainer)
+        return loader
 
     @override
     def val_dataloader(self) -> PrefetchLoader | list[Any]:

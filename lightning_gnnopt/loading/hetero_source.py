@@ -40,6 +40,15 @@ class HeteroNodeSource:
         """Number of input nodes."""
         return len(self.input_nodes)
 
+    @property
+    def keeps_inputs(self) -> bool:
+        """Whether a batch has the inputs that it was asked for as its seeds: it has."""
+        return True
+
+    def num_seeds(self, sampled: HeteroSubgraph) -> int:
+        """Number of seeds of a subgraph."""
+        return sampled.num_sampled_nodes[self.input_type][0]
+
     def sample(self, input_id: NDArray[np.int64], key: SampleKey) -> HeteroSubgraph:
         """Draw the subgraph around the nodes at these places, shape ``(B,)``."""
         return self.sampler.sample({self.input_type: self.input_nodes[input_id]}, key)

@@ -14,7 +14,12 @@ from lightning_gnnopt.sampling import NodeSampler, SampleKey, Subgraph
 
 
 class BatchSource(Protocol):
-    """Samples around some of its inputs, and lays out the batch; safe to be called from many threads at once."""
+    """Samples around some of its inputs, and lays out the batch; safe to be called from many threads at once.
+
+    One whose batches may be cut to their first inputs (by a transform that `returns_seeds`) also has
+    ``num_seeds(sampled)``, which counts the inputs in a batch, and ``keeps_inputs``, which says whether these are the
+    inputs that it was asked for.
+    """
 
     @property
     def num_inputs(self) -> int:
@@ -64,6 +69,15 @@ class NodeSource:
     def num_inputs(self) -> int:
         """Number of input nodes."""
         return len(self.input_nodes)
+
+    @property
+    def keeps_inputs(self) -> bool:
+        """Whether a batch has the inputs that it was asked for as its seeds."""
+        return self._own_seeds is None
+
+    def num_seeds(self, sampled: Subgraph) -> int:
+        """Number of seeds of a subgraph."""
+        return sampled.batch_size
 
     def sample(self, input_id: NDArray[np.int64], key: SampleKey) -> Subgraph:
         """Draw the subgraph around the nodes at these places, shape ``(B,)``."""

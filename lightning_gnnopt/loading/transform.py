@@ -11,6 +11,10 @@ class SubgraphTransform(Protocol):
     """Looks at a sampled batch before a byte of its features is copied, and may replace it.
 
     Called from the loader's worker threads, at once for different batches.
+
+    One that has an attribute ``returns_seeds = True`` may keep only the first of a batch's seeds. The loader brings the
+    others back in further batches at the end of the epoch. What it keeps of a batch must not depend on what it saw
+    before, or the batches would depend on the number of workers.
     """
 
     def __call__(self, subgraph: Any, resample: Callable[[int], Any]) -> Any:
@@ -22,6 +26,7 @@ class SubgraphTransform(Protocol):
             resample: Draws the same seeds again; its argument is the attempt, from 1.
 
         Returns:
-            `subgraph` itself or another with the same seeds first.
+            `subgraph` itself or another with the same seeds first; only the first ones of them, at least one, if it
+            `returns_seeds`.
         """
         ...

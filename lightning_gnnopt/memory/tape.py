@@ -75,7 +75,9 @@ def solve_tape(
     check_rank(np.delete(matrix_1P, holdout, axis=0), present)
     coefficients = np.zeros((events.shape[1], len(names) + 1))
     coefficients[:, np.append(True, ~is_absent)] = solve_events(events, matrix_1P, present, holdout=holdout)
-    return AllocationTape(coefficients, signs=np.sign(events[0]), names=names, round_to=round_to, absent=absent)
+    return AllocationTape(
+        coefficients, signs=np.sign(events.sum(axis=0)), names=names, round_to=round_to, absent=absent
+    )
 
 
 class AllocationTape:
