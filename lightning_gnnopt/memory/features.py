@@ -7,7 +7,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from numba import njit
 from numpy.typing import NDArray
 from torch import Tensor
 from torch_geometric.data import Data, HeteroData
@@ -80,7 +79,7 @@ class FeatureReader:
         if self._loops or self._padded:
             row, col, sizes = _edges_of(_nodes_of(batch))
             if self._loops:
-                values.extend(count_loops(row, col, np.asarray(sizes, np.int64)).tolist())
+                values.extend(count_loops(row, col, sizes))
             if self._padded:
                 num_nodes = sum(value for name, value in zip(names, values, strict=False) if name.startswith("nodes_"))
                 values.append(num_nodes * int(np.bincount(col).max() if len(col) else 0))
@@ -119,8 +118,7 @@ def batch_bytes(batch: Any) -> int:
     return sum(sizes.values())
 
 
-@njit(nogil=True, cache=True)
-def count_loops(row: NDArray[np.integer], col: NDArray[np.integer], sizes: NDArray[np.int64]) -> NDArray[np.int64]:
+def count_loops(row: NDArray[np.integer], col: NDArray[np.integer], sizes: Sequence[int]) -> list[int]:
     """Count the self loops of each hop.
 
     Args:
@@ -129,14 +127,12 @@ def count_loops(row: NDArray[np.integer], col: NDArray[np.integer], sizes: NDArr
         sizes: Edges of each hop, summing to ``E``.
 
     Returns:
-        Int64 array, one count per hop.
+        One count per hop.
     """
-    counts = np.zeros(len(sizes), np.int64)
-    edge = 0
-    for hop in range(len(sizes)):
-        for _ in range(sizes[hop]):
-            counts[hop] += row[edge] == col[edge]
-            edge += 1
+    counts, start = [], 0
+    for size in sizes:
+        counts.append(int(np.count_nonzero(row[start : start + size] == col[start : start + size])))
+        start += size
     return counts
 
 

@@ -308,7 +308,7 @@ class Fitter:
         if self.policy.loss_reduction == "sum":
             weights = [1.0] * len(selections)
         elif norms is not None and self.stage == "train":
-            weights = [float(norms[selection.nodes[: selection.num_seeds]].sum()) for selection in selections]
+            weights = [float(norms[selection.nodes[: selection.num_seeds]].double().sum()) for selection in selections]
         total = 1.0 if self.policy.loss_reduction == "sum" else sum(weights)
         return [
             Part(make=partial(cut_batch, batch, selection), num_seeds=selection.num_seeds, weight=weight / total)

@@ -6,7 +6,7 @@ import gc
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any, Literal, NamedTuple, TypeVar
 
 import lightning as L
@@ -123,7 +123,9 @@ class StepProber:
         return self._run(run)
 
     def _run(self, function: Callable[[], T]) -> T:
-        with untouched(self._trainer, self._module, self._loop), _no_collector():
+        # Other processes must not be waited for: a probe may fail in one of them.
+        unsynchronised = getattr(self._trainer.strategy, "block_backward_sync", nullcontext)
+        with untouched(self._trainer, self._module, self._loop), _no_collector(), unsynchronised():
             return _where_no_profiler_runs(function, self._device)
 
     def _record_all(self, batches: Sequence[Any], accumulate: bool) -> Recorded:

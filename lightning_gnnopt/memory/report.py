@@ -38,7 +38,10 @@ def control_rows(control: MemoryControl) -> dict[str, str]:
     rows = {"Budget": f"{format_bytes(budget_bytes)} ({control.budget})"}
     rows["Over the budget as drawn"] = f"{tally.over:,} of {tally.batches:,} batches"
     if tally.measured:
-        rows["Over the budget as run"] = f"{tally.measured_over:,} of {tally.measured:,} measured steps"
+        largest = format_bytes(tally.largest_bytes)
+        rows["Over the budget as run"] = (
+            f"{tally.measured_over:,} of {tally.measured:,} measured steps, the largest {largest}"
+        )
         exact, error = tally.exact / tally.measured, tally.error / tally.measured
         rows["Predictions"] = (
             f"{exact:.1%} exact to the byte, mean error {error:.3%}, {max(tally.worst_under, 0.0):.3%} under at worst"

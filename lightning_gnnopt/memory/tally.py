@@ -34,6 +34,7 @@ class Tally:
         exact: Measured steps that were predicted to the byte.
         error: Sum over the measured steps of ``|predicted - measured| / measured``.
         worst_under: The largest ``1 - predicted / measured``.
+        largest_bytes: The largest measured peak.
     """
 
     batches: int = 0
@@ -58,6 +59,7 @@ class Tally:
     exact: int = 0
     error: float = 0.0
     worst_under: float = 0.0
+    largest_bytes: float = 0.0
 
     def __post_init__(self) -> None:
         self._lock = Lock()
@@ -75,6 +77,7 @@ class Tally:
             self.measured_over += measured > budget
             self.exact += round(predicted) == round(measured)
             self.error += abs(predicted - measured) / measured if measured else 0.0
+            self.largest_bytes = max(self.largest_bytes, measured)
             self.worst_under = max(self.worst_under, 1 - predicted / measured if measured else 0.0)
             if touched:
                 self.touched += 1

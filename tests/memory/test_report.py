@@ -61,7 +61,7 @@ def test_a_run_in_which_all_was_done() -> None:
     control.tally.observe(90.0, 100.0, 125, touched=True)
     rows = control_rows(control)
     assert rows["Over the budget as drawn"] == "40 of 100 batches"
-    assert rows["Over the budget as run"] == "0 of 2 measured steps"
+    assert rows["Over the budget as run"] == "0 of 2 measured steps, the largest 100 B"
     assert rows["Predictions"] == "50.0% exact to the byte, mean error 5.000%, 10.000% under at worst"
     assert rows["Budget used"] == "80.0% by the 1 measured batches that were changed"
     assert rows["Drawn anew"] == "1,234 times"

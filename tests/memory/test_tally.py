@@ -31,6 +31,8 @@ def test_measured_steps_by_hand() -> None:
     assert tally.error == pytest.approx(0 + 0.2 + 0.004 + 0.5)
     assert tally.worst_under == pytest.approx(0.2)
     assert tally.used == pytest.approx(100 / 90 + 100 / 125)
+    tally.observe(70.0, 70.0, 100, touched=False)
+    assert tally.largest_bytes == 100
 
 
 def test_over_predictions_are_not_under() -> None:
@@ -74,6 +76,7 @@ def test_plain_numbers() -> None:
     assert all(type(value) in (int, float) for value in numbers.values())
     assert numbers == {**Tally().to_dict(), "measured": 1, "measured_over": 1, "touched": 1} | {
         "used": 100 / 95,
+        "largest_bytes": 100.0,
         "error": 0.1,
         "worst_under": pytest.approx(0.1),
     }
