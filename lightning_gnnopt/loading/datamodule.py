@@ -292,7 +292,7 @@ class GraphDataModule(L.LightningDataModule):
         if not self._task.has("train"):
             raise self._task.missing("train")
         loader = self._loader("train")
-        if self.trainer is not None:
+        if self.trainer is not None and loader.returns_seeds:
             loader.follow(self.trainer)
         return loader
 
