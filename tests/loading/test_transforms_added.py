@@ -162,8 +162,10 @@ def test_what_is_drawn_goes_where_batches_go() -> None:
             moved.append(placed.moved_bytes)
             return placed
 
-    loader, here = make_loader(placement=Spy(SimulatedDevice())), make_loader()
+    device = SimulatedDevice()
+    loader, here = make_loader(placement=Spy(device)), make_loader()
     _, batch = loader.draw(6)
+    device.synchronize()  # the consumer's stream waits for the copy, the host does not
     assert len(moved) == 1
     assert moved[0] > 0
     assert same_batch(batch, here.draw(6)[1])
