@@ -169,6 +169,7 @@ def test_what_is_drawn_goes_where_batches_go() -> None:
     assert len(moved) == 1
     assert moved[0] > 0
     assert same_batch(batch, here.draw(6)[1])
+    device.close()  # a class made in a function, as `Spy`, lives on until a collection, and so would its threads
 
 
 def test_of_groups_enough_are_drawn_and_cut() -> None:
