@@ -69,6 +69,8 @@ def control_rows(control: MemoryControl) -> dict[str, str]:
         rows["Run in parts"] = f"{tally.splits:,} batches, in {tally.parts / tally.splits:.1f} parts on average"
     if tally.shrunk:
         rows["Came later"] = f"{tally.returned_seeds:,} seeds of {tally.shrunk:,} batches"
+    if tally.late:
+        rows["Too large at their step"] = f"{tally.late:,} batches, as the step had changed"
     if tally.out_of_memory:
         rows["Ran out of memory"] = f"{tally.out_of_memory:,} steps"
     rows["Time"] = (

@@ -43,6 +43,10 @@ def test_a_run_in_which_all_fitted() -> None:
     }
 
 
+def test_batches_that_became_too_large_are_shown() -> None:
+    assert control_rows(control_of(late=3))["Too large at their step"] == "3 batches, as the step had changed"
+
+
 def test_a_run_in_which_all_was_done() -> None:
     control = control_of(
         batches=100,
