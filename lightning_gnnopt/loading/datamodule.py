@@ -30,9 +30,9 @@ from lightning_gnnopt.loading.placement import Placement
 from lightning_gnnopt.loading.prefetch import PrefetchLoader
 from lightning_gnnopt.loading.residence import Residence
 from lightning_gnnopt.loading.seeds import SeedOrder
-from lightning_gnnopt.loading.sharing import shared_on_machine
+from lightning_gnnopt.loading.sharing import shared_by_one, shared_on_machine
 from lightning_gnnopt.loading.streams import DeviceStreams
-from lightning_gnnopt.loading.task import GraphTask, Surroundings
+from lightning_gnnopt.loading.task import GraphTask, Share, Surroundings
 from lightning_gnnopt.loading.tasks import make_task
 from lightning_gnnopt.loading.transform import SubgraphTransform
 from lightning_gnnopt.sampling import HeteroNeighborSampler, HeteroTopology, NodeSampler, Topology
@@ -264,24 +264,37 @@ class GraphDataModule(L.LightningDataModule):
         """Where batches go; shared by all loaders, so that they reuse each other's buffers."""
         return self._residence.placement(self.trainer)
 
+    def share(self) -> None:
+        """Put the graph into memory that other processes map, such as one that validates while this one trains.
+
+        Its features and edges move there; :attr:`data` is another object from then on. So that there is one copy, do
+        not keep the graph that was given.
+
+        Raises:
+            OSError: If this machine has no memory for that.
+        """
+        self._task.build(self._surroundings(share=shared_by_one))
+
     @override
     def setup(self, stage: str) -> None:
         trainer = self.trainer
         share = None
         if trainer is not None and self.share_memory and dist.is_available() and dist.is_initialized():
             share = partial(shared_on_machine, node_rank=trainer.node_rank, local_rank=trainer.local_rank)
-        surroundings = Surroundings(
-            module=None if trainer is None else trainer.lightning_module,
-            share=share,
-            cache=self._cache_rows if self._residence.cache else None,
-        )
-        self._task.build(surroundings)
+        self._task.build(self._surroundings(share=share))
         self._is_built = True
         with nullcontext() if self.cached_features is None else self.cached_features.uncounted():
             for name in _STAGES_OF.get(stage, ()):
                 if self._task.has(name) and name not in self._warm:
                     self._warm.add(name)
                     self._loader(name).warm_up()
+
+    def _surroundings(self, *, share: Share | None) -> Surroundings:
+        return Surroundings(
+            module=None if self.trainer is None else self.trainer.lightning_module,
+            share=share,
+            cache=self._cache_rows if self._residence.cache else None,
+        )
 
     @override
     def teardown(self, stage: str) -> None:

@@ -29,6 +29,15 @@ class Shareable(Protocol):
 T = TypeVar("T", bound=Shareable)
 
 
+def shared_by_one(make: Callable[[], T]) -> T:
+    """Make something large and share it: for further processes that this one starts.
+
+    Raises:
+        OSError: If this machine has no memory for that.
+    """
+    return make().share()
+
+
 def shared_on_machine(make: Callable[[], T], *, node_rank: int, local_rank: int) -> T:
     """Make something large once on each machine, and give it to all of the machine's processes.
 

@@ -15,15 +15,19 @@ from torch import Tensor
 from lightning_gnnopt._names import unknown_name
 from lightning_gnnopt.loading.features import FeatureStore
 from lightning_gnnopt.loading.seeds import SeedOrder
+from lightning_gnnopt.loading.sharing import Shareable
 from lightning_gnnopt.loading.sources import BatchSource
 
-T = TypeVar("T")
+T = TypeVar("T", bound=Shareable)
 
 STAGES = ("train", "val", "test", "predict")
 
 
-class _Share(Protocol):
-    def __call__(self, make: Callable[[], T]) -> T: ...
+class Share(Protocol):
+    """Calls a function that makes something large, and hands out what is to be used instead."""
+
+    def __call__(self, make: Callable[[], T]) -> T:
+        """Call `make`, or take what another process has made."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,7 +42,7 @@ class Surroundings:
     """
 
     module: L.LightningModule | None = None
-    share: _Share | None = None
+    share: Share | None = None
     cache: Callable[[GraphTask, FeatureStore], FeatureStore] | None = None
 
     @property

@@ -36,11 +36,44 @@ def map_file(file: int, dtype: np.dtype[Any], length: int, offset: int = 0) -> N
     Returns:
         The array, of shape ``(length,)``.
     """
-    if length == 0:
-        return np.empty(0, dtype)
+    return (
+        np.empty(0, dtype)
+        if length == 0
+        else np.frombuffer(_map(file, offset + length * dtype.itemsize), dtype, length, offset)
+    )
+
+
+class _Mapping(mmap.mmap):
+    """Mapped memory that knows whose it is."""
+
+    file: SharedFile
+    owner: SharedArrays
+
+
+def _map(file: int, nbytes: int) -> _Mapping:
     flags, access = mmap.MAP_PRIVATE | _NORESERVE, mmap.PROT_READ | mmap.PROT_WRITE
-    memory = mmap.mmap(file, offset + length * dtype.itemsize, flags=flags, prot=access)
-    return np.frombuffer(memory, dtype, length, offset)
+    return _Mapping(file, nbytes, flags=flags, prot=access)
+
+
+# Mapped memory of this process's own `SharedArrays`, by address.
+_mappings: weakref.WeakValueDictionary[int, _Mapping] = weakref.WeakValueDictionary()
+
+
+def find_shared(address: int, nbytes: int) -> tuple[SharedFile, SharedArrays] | None:
+    """Find the shared file that memory of this process is a map of.
+
+    What hands memory to another process asks this first: the memory may be shared already. Whether this process has
+    written to its map is not known; what is shared here is not meant to be written to.
+
+    Args:
+        address: Where the memory begins.
+        nbytes: Its length in bytes.
+
+    Returns:
+        The file, and what keeps it open; None if it is other memory, or was shared by another process.
+    """
+    mapping = _mappings.get(address)
+    return (mapping.file, mapping.owner) if mapping is not None and len(mapping) == nbytes else None
 
 
 @dataclass(frozen=True)
@@ -59,8 +92,11 @@ class SharedFile:
     dtype: str
     length: int
 
-    def map(self) -> NDArray[Any]:
+    def map(self, *, owner: SharedArrays | None = None) -> NDArray[Any]:
         """Map the array into memory.
+
+        Args:
+            owner: Who keeps the file open, if it is of this process: as long as the array is mapped from now on.
 
         Raises:
             FileNotFoundError: If the file is gone.
@@ -74,7 +110,13 @@ class SharedFile:
             status = os.fstat(file)
             if (status.st_dev, status.st_ino) != self.identity or status.st_size != self.length * dtype.itemsize:
                 raise self._gone()
-            return map_file(file, dtype, self.length)
+            if owner is None or not self.length:
+                return map_file(file, dtype, self.length)
+            mapping = _map(file, status.st_size)
+            mapping.file, mapping.owner = self, owner
+            array: NDArray[Any] = np.frombuffer(mapping, dtype, self.length)
+            _mappings[array.ctypes.data] = mapping
+            return array
         finally:
             os.close(file)
 
@@ -100,6 +142,7 @@ class SharedArrays:
 
     def __init__(self, arrays: Mapping[str, NDArray[Any]]) -> None:
         self.files: dict[str, SharedFile] = {}
+        self._pid = os.getpid()
         if hasattr(os, "memfd_create") and os.access(f"/proc/{os.getpid()}/fd", os.R_OK | os.X_OK):
             for name, array in arrays.items():
                 self.files[name] = self._in_memory(name, array)
@@ -115,7 +158,11 @@ class SharedArrays:
         Raises:
             FileNotFoundError: If the process that shared them has ended or dropped them.
         """
-        return {name: file.map() for name, file in self.files.items()}
+        owner = self if self._pid == os.getpid() else None
+        return {name: file.map(owner=owner) for name, file in self.files.items()}
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"files": self.files, "_pid": self._pid}
 
     def _in_memory(self, name: str, array: NDArray[Any]) -> SharedFile:
         import fcntl  # not everywhere; nor is `memfd_create`

@@ -19,9 +19,11 @@ import torch
 from torch import Tensor
 from torch_geometric.data import Data
 
+from lightning_gnnopt.datasets import load_dataset
 from lightning_gnnopt.loading import GraphDataModule, PrefetchLoader
 from lightning_gnnopt.models import NodeClassifier
 from lightning_gnnopt.sampling import NeighborSampler, SeedsOnlySampler, Topology
+from lightning_gnnopt.sampling.shared_arrays import find_shared
 
 from .graphs import C, E, F, N, make_data, make_loader, prefetch_threads, random_graph, same_batch, same_batches
 from .modules import Recorder, make_trainer
@@ -470,3 +472,19 @@ def test_exact_evaluation_equals_the_full_graph(mode: dict[str, Any]) -> None:
     (metrics,) = make_trainer().test(model, datamodule, verbose=False)
     assert metrics["test/acc"] == pytest.approx(accuracy(logits[48:], data.y[48:]), abs=1e-6)
     assert torch.allclose(torch.cat(make_trainer().predict(model, datamodule)), logits, atol=1e-5)
+
+
+def test_a_shared_graph_makes_the_same_batches() -> None:
+    graph = load_dataset("digits-knn")
+    datamodule = GraphDataModule(graph, num_neighbors=[5, 3], batch_size=256, seed=1)
+    datamodule.setup("fit")
+    expected = [(batch.x, batch.edge_index, batch.n_id) for batch in datamodule.train_dataloader()]
+    datamodule.share()
+    x, indices = datamodule.data.x, datamodule.topology.indices
+    assert datamodule.data is not graph
+    assert find_shared(x.data_ptr(), x.untyped_storage().nbytes()) is not None
+    assert find_shared(indices.ctypes.data, indices.nbytes) is not None
+    for batch, tensors in zip(datamodule.train_dataloader(), expected, strict=True):
+        assert all(torch.equal(a, b) for a, b in zip((batch.x, batch.edge_index, batch.n_id), tensors, strict=True))
+    datamodule.share()  # again: nothing more to do
+    assert datamodule.data.x is x
