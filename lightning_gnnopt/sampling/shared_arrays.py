@@ -10,7 +10,7 @@ import sys
 import tempfile
 import weakref
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -143,6 +143,7 @@ class SharedArrays:
     def __init__(self, arrays: Mapping[str, NDArray[Any]]) -> None:
         self.files: dict[str, SharedFile] = {}
         self._pid = os.getpid()
+        self._others: list[SharedArrays] = []  # keep open what was adopted
         if hasattr(os, "memfd_create") and os.access(f"/proc/{os.getpid()}/fd", os.R_OK | os.X_OK):
             for name, array in arrays.items():
                 self.files[name] = self._in_memory(name, array)
@@ -151,6 +152,16 @@ class SharedArrays:
             weakref.finalize(self, _remove, folder, os.getpid())
             for name, array in arrays.items():
                 self.files[name] = _in_folder(folder / name, array)
+
+    def adopt(self, name: str, address: int, nbytes: int) -> bool:
+        """Add, as bytes, memory of this process that is shared already; say whether it is."""
+        found = find_shared(address, nbytes)
+        if found is None:
+            return False
+        file, owner = found
+        self.files[name] = replace(file, dtype="|u1", length=nbytes)
+        self._others.append(owner)
+        return True
 
     def arrays(self) -> dict[str, NDArray[Any]]:
         """Map all arrays into memory, by name.
@@ -162,7 +173,7 @@ class SharedArrays:
         return {name: file.map(owner=owner) for name, file in self.files.items()}
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"files": self.files, "_pid": self._pid}
+        return {"files": self.files, "_pid": self._pid, "_others": []}
 
     def _in_memory(self, name: str, array: NDArray[Any]) -> SharedFile:
         import fcntl  # not everywhere; nor is `memfd_create`

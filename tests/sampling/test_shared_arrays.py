@@ -46,3 +46,15 @@ def test_files_close_with_the_last_array() -> None:
     gc.collect()
     assert _num_open() == before
     assert find_shared(address, nbytes) is None
+
+
+def test_shared_memory_is_adopted_not_copied() -> None:
+    mapped = SharedArrays({"a": np.arange(1000)}).arrays()["a"]
+    other = SharedArrays({})
+    assert not other.adopt("own", np.arange(1000).ctypes.data, 8000)
+    assert other.adopt("bytes", mapped.ctypes.data, mapped.nbytes)
+    received = pickle.loads(pickle.dumps(other)).arrays()
+    assert list(received) == ["bytes"]
+    assert np.array_equal(received["bytes"].view(mapped.dtype), np.arange(1000))
+    file = other.files["bytes"]
+    assert (Path(file.path).stat().st_dev, Path(file.path).stat().st_ino) == file.identity
