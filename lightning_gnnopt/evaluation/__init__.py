@@ -1,6 +1,7 @@
 """Validation beside training."""
 
 from lightning_gnnopt.evaluation.async_validation import AsyncValidation
-from lightning_gnnopt.evaluation.messages import ValidationFailed
+from lightning_gnnopt.evaluation.messages import ValidationFailed, Verdict
+from lightning_gnnopt.evaluation.timeline import Timeline
 
-__all__ = ["AsyncValidation", "ValidationFailed"]
+__all__ = ["AsyncValidation", "Timeline", "ValidationFailed", "Verdict"]

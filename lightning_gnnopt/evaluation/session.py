@@ -14,20 +14,21 @@ import torch
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 
 from lightning_gnnopt.evaluation.backlog import Backlog
+from lightning_gnnopt.evaluation.blocking import BlockingValidation
 from lightning_gnnopt.evaluation.blueprint import Blueprint
 from lightning_gnnopt.evaluation.child import ChildProcess
 from lightning_gnnopt.evaluation.copying import CopyPool
 from lightning_gnnopt.evaluation.delivery import Delivery
-from lightning_gnnopt.evaluation.messages import ValidationFailed, Verdict
+from lightning_gnnopt.evaluation.messages import ValidationFailed
 from lightning_gnnopt.evaluation.options import Options
 from lightning_gnnopt.evaluation.packing import pack
 from lightning_gnnopt.evaluation.ranking import Ranking
 from lightning_gnnopt.evaluation.schedule import Schedule
-from lightning_gnnopt.evaluation.snapshots import Snapshot, SnapshotFolder
+from lightning_gnnopt.evaluation.snapshots import Snapshot, SnapshotFolder, of_steps
 from lightning_gnnopt.evaluation.supervisor import Outcome, Supervisor
 from lightning_gnnopt.evaluation.surroundings import spare_device
 from lightning_gnnopt.evaluation.timeline import Timeline
-from lightning_gnnopt.evaluation.weights import load_weights, weights_of
+from lightning_gnnopt.evaluation.weights import weights_of
 
 _TOLD_EVERY_S = 10.0
 _ARGUMENTS = (L.LightningModule.CHECKPOINT_HYPER_PARAMS_KEY, L.LightningDataModule.CHECKPOINT_HYPER_PARAMS_KEY)
@@ -51,7 +52,6 @@ class Session:
     Attributes:
         ranking: The best checkpoints.
         timeline: Who did what when.
-        is_blocking: Whether Lightning's own validation has taken over.
         lags: Of each verdict, the steps between its snapshot and its arrival.
         num_skipped: Snapshots that a newer one took the place of.
     """
@@ -74,18 +74,22 @@ class Session:
         every_n_epochs = 1 if options.every_n_epochs is options.every_n_steps is None else options.every_n_epochs
         self._schedule = Schedule(every_n_epochs=every_n_epochs, every_n_steps=options.every_n_steps)
         self.timeline = Timeline()
-        self.is_blocking = False
         self.lags: list[int] = []
         self.num_skipped = 0
         self._delivery: Delivery | None = None
         self._supervisor: Supervisor | None = None
         self._pool = CopyPool()
         self._log_steps: dict[int, int] = {}
-        self._unjudged: list[Snapshot] = []
-        self._judged_now: Snapshot | None = None
         self._epoch_started_s = 0.0
         self._resumes = False
-        vars(self._epoch_loop)["_should_check_val_fx"] = self._is_due_now
+        self._blocking = BlockingValidation(
+            trainer, pl_module, folder=self._folder, ranking=self.ranking, schedule=self._schedule
+        )
+
+    @property
+    def is_blocking(self) -> bool:
+        """Whether Lightning validates within training, because the process has failed."""
+        return self._blocking.is_on
 
     @property
     def _epoch_loop(self) -> Any:
@@ -146,32 +150,36 @@ class Session:
             if not is_done and not self._supervisor.has_failed:
                 self._supervisor.stop()
                 rank_zero_warn(
-                    f"{_of_steps(self._supervisor.waiting)} had no verdict {self._options.timeout_s:g} s after training"
+                    f"{of_steps(self._supervisor.waiting)} had no verdict {self._options.timeout_s:g} s after training"
                     f" ended. They stay in '{self._folder.folder}' and are judged when the run is resumed. HINT: raise"
                     " `timeout_s`."
                 )
         if not self.is_blocking:
             self._exchange()
         if self.is_blocking:
-            self._judge_unjudged()
+            self._blocking.judge_unjudged()
         assert self._delivery is not None
         self._delivery.settle()
         if self._resumes and self._supervisor is not None:  # those that were taken after the state was saved
-            for path in self._folder.leftovers([*self._unjudged, *self._supervisor.waiting]):
+            for path in self._folder.leftovers([*self._blocking.unjudged, *self._supervisor.waiting]):
                 path.unlink(missing_ok=True)
 
     def close(self) -> None:
         """End the process and the threads, and leave the Trainer as it was; may be called again."""
-        vars(self._epoch_loop).pop("_should_check_val_fx", None)
+        self._blocking.close()
         if self._supervisor is not None:
             self._supervisor.stop()
             self._folder.sweep()
         if self._delivery is not None:
             self._delivery.close()
 
+    def end_validation(self) -> None:
+        """Rank weights that Lightning has validated, if it does."""
+        self._blocking.end_validation()
+
     def state_dict(self) -> dict[str, Any]:
         """What a resumed run needs to know, as plain types."""
-        waiting = self._unjudged if self._supervisor is None or self.is_blocking else self._supervisor.waiting
+        waiting = self._blocking.unjudged if self._supervisor is None or self.is_blocking else self._supervisor.waiting
         with self._supervisor.lock if self._supervisor is not None else nullcontext():
             ranking = self.ranking.state_dict()
         return {
@@ -282,81 +290,12 @@ class Session:
             f"Validation goes on within training, which waits for it: {error}"
             " HINT: `on_failure='raise'` ends the run instead."
         )
-        self.is_blocking = True
+        self._blocking.is_on = True
         if self._supervisor is not None:
-            self._unjudged = self._supervisor.waiting
+            self._blocking.unjudged = self._supervisor.waiting
             self._supervisor.stop()
         if self._delivery is not None:
             self._delivery.expire()
-
-    def _is_due_now(self, data_fetcher: Any) -> bool:
-        """Stand in for Lightning's own question whether to validate."""
-        if not self.is_blocking:
-            return False
-        self._judge_unjudged()
-        if self._schedule.due_at_step(self._trainer.global_step):
-            return True
-        return bool(self._epoch_loop.batch_progress.is_last_batch) and self._schedule.due_at_epoch(
-            self._trainer.current_epoch
-        )
-
-    def _judge_unjudged(self) -> None:
-        """Validate the snapshots that the process left, on their own weights."""
-        unjudged, self._unjudged = self._unjudged, []
-        if self._trainer.world_size > 1:
-            if unjudged:
-                rank_zero_warn(f"{_of_steps(unjudged)} stay without a verdict until the run is resumed.")
-            return
-        now = CopyPool().copy(weights_of(self._module)) if unjudged else None
-        for snapshot in unjudged:
-            if not snapshot.weights.exists():
-                continue
-            load_weights(self._module, torch.load(snapshot.weights, weights_only=True, map_location="cpu"))
-            self._judged_now = snapshot
-            self._validate_now()
-            self._judged_now = None
-        if now is not None:
-            load_weights(self._module, now.value)
-
-    def _validate_now(self) -> None:
-        """Validate as Lightning's `TrainingEpochLoop` does between two batches."""
-        connector = self._trainer._logger_connector
-        self._trainer.validating, first = True, connector._first_loop_iter
-        self._epoch_loop.val_loop.run()
-        self._trainer.training, connector._first_loop_iter = True, first
-
-    def end_validation(self) -> None:
-        """Rank weights that Lightning has validated."""
-        if not self.is_blocking or self._trainer.sanity_checking:
-            return
-        trainer, snapshot, ended_s = self._trainer, self._judged_now, time.monotonic()
-        metrics = {name: value.detach().cpu() for name, value in trainer.callback_metrics.items()}
-        verdict = Verdict(
-            step=trainer.global_step if snapshot is None else snapshot.step,
-            epoch=trainer.current_epoch if snapshot is None else snapshot.epoch,
-            metrics=metrics,
-            logged=dict(trainer.logged_metrics),
-            shown={},
-            started_s=ended_s,
-            ended_s=ended_s,
-        )
-        if not trainer.strategy.broadcast(self.ranking.judge(verdict)):
-            if snapshot is not None:
-                self._folder.drop(snapshot)
-            return
-        if snapshot is None:
-            snapshot = self._folder.new(step=verdict.step, epoch=verdict.epoch, with_checkpoint=True)
-            trainer.save_checkpoint(snapshot.checkpoint)
-        path = str(self._folder.promote(snapshot, verdict)) if trainer.is_global_zero else ""
-        path = trainer.strategy.broadcast(path)
-        for worse in self.ranking.enter(path, verdict):
-            if trainer.is_global_zero:
-                self._folder.remove(worse)
-        if trainer.is_global_zero:
-            self._folder.drop(snapshot)
-            self._folder.record(
-                verdict, path=path, score=self.ranking.score(verdict), lag=trainer.global_step - verdict.step
-            )
 
 
 class _Waiting:
@@ -369,10 +308,5 @@ class _Waiting:
         if passed_s >= self._next_s:
             self._next_s = passed_s + _TOLD_EVERY_S
             rank_zero_info(
-                f"Training has ended; waiting for validation: {_of_steps(waiting)} ({passed_s:.0f} s so far)."
+                f"Training has ended; waiting for validation: {of_steps(waiting)} ({passed_s:.0f} s so far)."
             )
-
-
-def _of_steps(snapshots: Sequence[Snapshot]) -> str:
-    steps = ", ".join(f"{snapshot.step:,}" for snapshot in snapshots)
-    return f"{len(snapshots)} snapshot{'s' if len(snapshots) != 1 else ''} (step {steps})"

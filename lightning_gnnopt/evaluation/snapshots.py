@@ -9,7 +9,7 @@ import os
 import secrets
 import string
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -276,3 +276,9 @@ class SnapshotFolder:
                     " HINT: '.3f', say, for a metric."
                 ) from error
         return name.replace("/", "_").replace("\\", "_")
+
+
+def of_steps(snapshots: Sequence[Snapshot]) -> str:
+    """Name snapshots in a message."""
+    steps = ", ".join(f"{snapshot.step:,}" for snapshot in snapshots)
+    return f"{len(snapshots)} snapshot{'s' if len(snapshots) != 1 else ''} (step {steps})"

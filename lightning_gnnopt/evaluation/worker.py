@@ -217,8 +217,6 @@ def main() -> None:
     """Serve the parent, whose id is the only argument, until it ends the process, or ends."""
     line = _Line(int(sys.argv[1]))
     faulthandler.enable()
-    if hasattr(signal, "SIGUSR1"):
-        faulthandler.register(signal.SIGUSR1, all_threads=False)  # to see where it hangs
     try:
         _surround(**pickle.loads(line.frames.get()))
         _quieten()
@@ -229,6 +227,9 @@ def main() -> None:
     line.send("ready", None)
     while True:
         job = pickle.loads(line.frames.get())
+        if hasattr(signal, "SIGUSR1"):
+            # To see where it hangs. Each time, since Lightning puts back the handlers that Python knows.
+            faulthandler.register(signal.SIGUSR1, all_threads=False)
         try:
             answer: tuple[str, Any] = ("verdict", validator.validate(job))
         except BaseException:
