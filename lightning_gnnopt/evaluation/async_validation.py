@@ -232,9 +232,13 @@ class AsyncValidation(Checkpoint):
             return
         self._running.end()
         if self.figure is not None and trainer.is_global_zero:
-            figure, _ = self.plot()
+            try:
+                figure, _ = self.plot()
+            except ModuleNotFoundError:
+                rank_zero_warn(f"'{self.figure}' is not drawn: matplotlib is not installed.")
+                return
             self.figure.parent.mkdir(parents=True, exist_ok=True)
-            figure.savefig(self.figure, dpi=150, bbox_inches="tight")
+            figure.savefig(self.figure, dpi=150)
 
     @override
     def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:

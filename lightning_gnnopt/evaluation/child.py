@@ -21,7 +21,7 @@ from lightning_gnnopt.evaluation.messages import FailureKind, Job, ValidationFai
 from lightning_gnnopt.evaluation.packing import Packed
 
 # Not `-m`, by which the module would exist twice where its package imports it.
-_WORKER = "from lightning_gnnopt.evaluation.worker import main; main()"
+_WORKER = "lightning_gnnopt.evaluation.worker"
 _LOOK_S = 0.1  # how often to look whether the process lives
 _LAST_LINES = 60
 # Who is who in a distributed run, and a Trainer's defaults. The validation process is alone.
@@ -77,7 +77,7 @@ class ChildProcess:
             self._started_s = time.monotonic()
             try:
                 process = subprocess.Popen(
-                    [sys.executable, "-c", _WORKER, str(os.getpid())],
+                    [sys.executable, "-m", _WORKER, str(os.getpid())],
                     stdin=subprocess.PIPE,
                     stdout=subprocess.PIPE,
                     stderr=subprocess.PIPE,

@@ -8,6 +8,7 @@ import os
 import re
 import socket
 from collections.abc import Callable
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -81,7 +82,12 @@ def sync_folder(folder: Path) -> None:
 
 def writers_mark() -> str:
     """Name this process: its machine, its number, and the second it began, as numbers are used again."""
-    return f"{_host()}~{os.getpid()}~{int(psutil.Process().create_time())}"
+    return _mark_of(os.getpid())
+
+
+@lru_cache(maxsize=1)
+def _mark_of(pid: int) -> str:
+    return f"{_host()}~{pid}~{int(psutil.Process(pid).create_time())}"
 
 
 def may_be_written(name: str) -> bool:

@@ -8,6 +8,7 @@ frame for the blueprint, and one for each job.
 from __future__ import annotations
 
 import faulthandler
+import gc
 import logging
 import os
 import pickle
@@ -224,11 +225,15 @@ def main() -> None:
     except BaseException:
         line.send("failed", traceback.format_exc())
         os._exit(1)
+    # A first validation would else be held up by a look at all that the imports have made.
+    gc.collect()
+    gc.freeze()
     line.send("ready", None)
     while True:
         job = pickle.loads(line.frames.get())
         if hasattr(signal, "SIGUSR1"):
             # To see where it hangs. Each time, since Lightning puts back the handlers that Python knows.
+            faulthandler.unregister(signal.SIGUSR1)
             faulthandler.register(signal.SIGUSR1, all_threads=False)
         try:
             answer: tuple[str, Any] = ("verdict", validator.validate(job))
@@ -237,3 +242,7 @@ def main() -> None:
         sys.stdout.flush()
         line.send(*answer)
         del answer
+
+
+if __name__ == "__main__":
+    main()
