@@ -32,6 +32,7 @@ class BlockingValidation:
     Attributes:
         is_on: Whether training stops to validate.
         unjudged: Snapshots that are to be judged first, on their own weights.
+        is_owed: Whether validation is due at this batch, and the schedule has said so already.
     """
 
     def __init__(
@@ -48,6 +49,7 @@ class BlockingValidation:
         self._folder, self._ranking, self._schedule = folder, ranking, schedule
         self.is_on = False
         self.unjudged: list[Snapshot] = []
+        self.is_owed = False
         self._judged_now: Snapshot | None = None
         vars(self._epoch_loop)["_should_check_val_fx"] = self.is_due
 
@@ -64,7 +66,8 @@ class BlockingValidation:
         if not self.is_on:
             return False
         self.judge_unjudged()
-        if self._schedule.due_at_step(self._trainer.global_step):
+        is_owed, self.is_owed = self.is_owed, False
+        if is_owed or self._schedule.due_at_step(self._trainer.global_step):
             return True
         return bool(self._epoch_loop.batch_progress.is_last_batch) and self._schedule.due_at_epoch(
             self._trainer.current_epoch
@@ -110,20 +113,18 @@ class BlockingValidation:
             started_s=ended_s,
             ended_s=ended_s,
         )
-        if not trainer.strategy.broadcast(self._ranking.judge(verdict)):
+        path = ""
+        if trainer.strategy.broadcast(self._ranking.judge(verdict)):
+            if snapshot is None:
+                snapshot = self._folder.new(step=verdict.step, epoch=verdict.epoch, with_checkpoint=True)
+                trainer.save_checkpoint(snapshot.checkpoint)
+            path = str(self._folder.promote(snapshot, verdict)) if trainer.is_global_zero else ""
+            path = trainer.strategy.broadcast(path)
+            for worse in self._ranking.enter(path, verdict):
+                if trainer.is_global_zero:
+                    self._folder.remove(worse)
+        if trainer.is_global_zero:
             if snapshot is not None:
                 self._folder.drop(snapshot)
-            return
-        if snapshot is None:
-            snapshot = self._folder.new(step=verdict.step, epoch=verdict.epoch, with_checkpoint=True)
-            trainer.save_checkpoint(snapshot.checkpoint)
-        path = str(self._folder.promote(snapshot, verdict)) if trainer.is_global_zero else ""
-        path = trainer.strategy.broadcast(path)
-        for worse in self._ranking.enter(path, verdict):
-            if trainer.is_global_zero:
-                self._folder.remove(worse)
-        if trainer.is_global_zero:
-            self._folder.drop(snapshot)
-            self._folder.record(
-                verdict, path=path, score=self._ranking.score(verdict), lag=trainer.global_step - verdict.step
-            )
+            lag = trainer.global_step - verdict.step
+            self._folder.record(verdict, path=path, score=self._ranking.score(verdict), lag=lag)

@@ -33,6 +33,15 @@ _NOT_INHERITED_PREFIXES = (
     "MASTER_", "TORCHELASTIC_", "SLURM_", "PL_TRAINER_", "OMPI_", "PMI_", "PMIX_", "MPI_", "LSB_", "JSM_",
 )  # fmt: skip
 
+_DEFAULTS = {
+    # Threads that wait for others must not take the cores from training.
+    "OMP_WAIT_POLICY": "PASSIVE",
+    # glibc gives the memory of large intermediates back and takes it anew, page by page, with each operator: as long as
+    # validation computes, where nothing large is freed that training would free.
+    "MALLOC_MMAP_THRESHOLD_": str(32 * 2**20),
+    "MALLOC_TRIM_THRESHOLD_": str(2**30),
+}
+
 
 class ChildProcess:
     """A process that validates, started anew: it shares no state with this one but what is sent to it.
@@ -252,7 +261,7 @@ def _environment(changes: Mapping[str, str]) -> dict[str, str]:
         for name, value in os.environ.items()
         if name not in _NOT_INHERITED and not name.startswith(_NOT_INHERITED_PREFIXES)
     }
-    return inherited | dict(changes)
+    return _DEFAULTS | inherited | dict(changes)
 
 
 def _wait(process: subprocess.Popen[bytes], timeout_s: float) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
@@ -32,8 +31,6 @@ from lightning_gnnopt.evaluation.weights import weights_of
 
 _TOLD_EVERY_S = 10.0
 _ARGUMENTS = (L.LightningModule.CHECKPOINT_HYPER_PARAMS_KEY, L.LightningDataModule.CHECKPOINT_HYPER_PARAMS_KEY)
-# Threads that wait for others must not take the cores from training.
-_ENVIRONMENT = {"OMP_WAIT_POLICY": os.environ.get("OMP_WAIT_POLICY", "PASSIVE")}
 
 
 class Session:
@@ -111,7 +108,7 @@ class Session:
         error: Exception | None = None
         if self._trainer.is_global_zero:
             try:
-                self._supervisor = self._start_supervisor(loaded.get("waiting", ()))
+                self._supervisor = self._start_supervisor(loaded)
             except Exception as cause:  # whatever the user's objects raise when they are pickled
                 error = ValidationFailed("start", f"{type(cause).__name__}: {cause}")
                 error.__cause__ = cause
@@ -133,7 +130,9 @@ class Session:
         is_due = self._schedule.due_at_step(step)
         if self._trainer.world_size == 1 or is_due or is_last:
             self._exchange()
-        if is_due and not self.is_blocking:
+        if self.is_blocking:
+            self._blocking.is_owed = is_due
+        elif is_due:
             self._take_snapshot(log_step=self._epoch_loop._batches_that_stepped)
 
     def end_epoch(self) -> None:
@@ -158,8 +157,8 @@ class Session:
             self._exchange()
         if self.is_blocking:
             self._blocking.judge_unjudged()
-        assert self._delivery is not None
-        self._delivery.settle()
+        elif self._delivery is not None:
+            self._delivery.settle()
         if self._resumes and self._supervisor is not None:  # those that were taken after the state was saved
             for path in self._folder.leftovers([*self._blocking.unjudged, *self._supervisor.waiting]):
                 path.unlink(missing_ok=True)
@@ -185,6 +184,7 @@ class Session:
         return {
             "ranking": ranking,
             "schedule": self._schedule.state_dict(),
+            "folder": str(self._folder.folder),
             "waiting": [
                 {**snapshot.to_state(), "log_step": self._log_steps.get(snapshot.step, snapshot.step)}
                 for snapshot in waiting
@@ -212,7 +212,7 @@ class Session:
         if self._supervisor.submit(snapshot, copied) is not None:
             self.num_skipped += 1
 
-    def _start_supervisor(self, waiting: Sequence[Mapping[str, Any]]) -> Supervisor:
+    def _start_supervisor(self, loaded: Mapping[str, Any]) -> Supervisor:
         options = self._options
         blueprint = Blueprint.of(
             self._trainer,
@@ -224,7 +224,7 @@ class Session:
         )
         packed = pack(blueprint)
         supervisor = Supervisor(
-            lambda: ChildProcess(packed, env=_ENVIRONMENT),
+            lambda: ChildProcess(packed),
             folder=self._folder,
             ranking=self.ranking,
             backlog=Backlog(options.max_pending, options.when_busy),
@@ -234,20 +234,38 @@ class Session:
         )
         supervisor.start()
         self._pool.copy(weights_of(self._module)).release()  # the first write to fresh memory is slow
-        for state in waiting:  # of the run that is resumed
-            snapshot = Snapshot.from_state(state)
-            if snapshot.weights.exists():
-                self._log_steps[snapshot.step] = int(state["log_step"])
-                supervisor.submit(snapshot, None)
-            else:
-                self._take_from_ledger(snapshot)
+        if loaded:
+            self._resume(loaded, supervisor)
         return supervisor
 
-    def _take_from_ledger(self, snapshot: Snapshot) -> None:
-        """Rank a checkpoint that had its verdict after the state was saved that the run is resumed from."""
-        for verdict, path in self._folder.read_verdicts():
-            if (verdict.step, verdict.epoch) == (snapshot.step, snapshot.epoch) and Path(path).is_file():
-                self.ranking.enter(path, verdict)
+    def _resume(self, loaded: Mapping[str, Any], supervisor: Supervisor) -> None:
+        """Take up what an earlier run left: snapshots without a verdict, and verdicts that came after its last state.
+
+        A checkpoint's state is of the moment before its own snapshot was taken, so files say more than it does. Those
+        of steps that this run is yet to come to are of another future.
+        """
+        step_now = self._trainer.global_step
+        folders = {Path(loaded["folder"]), self._folder.folder}
+        earlier = [SnapshotFolder(folder, filename=self._folder.filename) for folder in folders]
+        for verdict, path in (found for folder in earlier for found in folder.read_verdicts()):
+            if (
+                self._options.save_top_k
+                and path
+                and verdict.step <= step_now
+                and path not in self.ranking.kept
+                and Path(path).is_file()
+            ):
+                for worse in self.ranking.enter(path, verdict):
+                    self._folder.remove(worse)
+        waiting = {snapshot.weights: snapshot for folder in earlier for snapshot in folder.unjudged()}
+        for state in loaded["waiting"]:
+            snapshot = Snapshot.from_state(state)
+            if snapshot.weights.exists():
+                waiting[snapshot.weights] = snapshot
+                self._log_steps[snapshot.step] = int(state["log_step"])
+        for snapshot in sorted(waiting.values(), key=lambda snapshot: snapshot.step):
+            if snapshot.step <= step_now:
+                supervisor.submit(snapshot, None)
 
     # Verdicts
 

@@ -6,6 +6,7 @@ import contextlib
 import itertools
 import json
 import os
+import re
 import secrets
 import string
 import time
@@ -180,6 +181,25 @@ class SnapshotFolder:
             for path in sorted(self.pending.glob("[!.]*"))
             if path.name not in wanted and (writers_mark() in path.name or not may_be_written(path.name))
         ]
+
+    def unjudged(self) -> list[Snapshot]:
+        """Find the snapshots of processes that are gone, and of this one, that have no verdict; the oldest first."""
+        found = []
+        for weights in self.leftovers():
+            named = re.match(r"epoch=(\d+)-step=(\d+)-", weights.name)
+            if named is None or weights.suffix != ".weights":
+                continue
+            checkpoint = weights.with_suffix(".ckpt")
+            found.append(
+                Snapshot(
+                    step=int(named[2]),
+                    epoch=int(named[1]),
+                    taken_s=0.0,
+                    weights=weights,
+                    checkpoint=checkpoint if checkpoint.exists() else None,
+                )
+            )
+        return sorted(found, key=lambda snapshot: snapshot.step)
 
     def sweep(self) -> list[Path]:
         """Remove temporary files whose writers are gone, and ``pending/`` if it is empty.
