@@ -247,16 +247,12 @@ class Session:
         step_now = self._trainer.global_step
         folders = {Path(loaded["folder"]), self._folder.folder}
         earlier = [SnapshotFolder(folder, filename=self._folder.filename) for folder in folders]
-        for verdict, path in (found for folder in earlier for found in folder.read_verdicts()):
-            if (
-                self._options.save_top_k
-                and path
-                and verdict.step <= step_now
-                and path not in self.ranking.kept
-                and Path(path).is_file()
-            ):
-                for worse in self.ranking.enter(path, verdict):
-                    self._folder.remove(worse)
+        verdicts = [found for folder in earlier for found in folder.read_verdicts() if self._options.save_top_k]
+        for verdict, path in verdicts:
+            if not path or verdict.step > step_now or path in self.ranking.kept or not Path(path).is_file():
+                continue
+            for worse in self.ranking.enter(path, verdict):
+                self._folder.remove(worse)
         waiting = {snapshot.weights: snapshot for folder in earlier for snapshot in folder.unjudged()}
         for state in loaded["waiting"]:
             snapshot = Snapshot.from_state(state)

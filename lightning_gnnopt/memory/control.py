@@ -194,8 +194,7 @@ class MemoryControl(Callback):
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         controls = self._controls
-        controls.end_step("train", batch)
-        if controls.has_drifted("train"):
+        if controls.end_step("train", batch) and controls.has_drifted("train"):
             controls.start("train", trainer.train_dataloader)
         every: int = trainer.log_every_n_steps  # type: ignore[attr-defined]
         if every and (batch_idx + 1) % every == 0:

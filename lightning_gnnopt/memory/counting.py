@@ -53,13 +53,18 @@ class LeadingCounts:
         find = births_of_ends if structure.num_hops is None else births_by_hop
         find(row, col, ranks, structure.num_seeds, self._of_nodes, self._of_edges)
         self._of_loops = np.ascontiguousarray(self._of_edges[:, row == col])
+        self._known: dict[int, Counts] = {}
 
     def at(self, num_edges: int) -> Counts:
         """Count with `num_edges` leading edges."""
+        known = self._known.get(num_edges)  # a search looks at its ends more than once
+        if known is not None:
+            return known
         counts = [np.empty(len(births), np.int64) for births in (self._of_nodes, self._of_edges, self._of_loops)]
         for births, out in zip((self._of_nodes, self._of_edges, self._of_loops), counts, strict=True):
             count_born(births, num_edges, out)
-        return Counts(*counts)
+        self._known[num_edges] = known = Counts(*counts)
+        return known
 
 
 def count(structure: BatchStructure, keep: NDArray[np.bool_] | None = None) -> Counts:

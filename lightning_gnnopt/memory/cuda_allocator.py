@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterable
+from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import dataclass
 from math import inf
 
-from lightning_gnnopt.memory.cuda_segments import LARGE_SEGMENT, CachingAllocator
+from lightning_gnnopt.memory.cuda_blocks import LARGE_SEGMENT
+from lightning_gnnopt.memory.cuda_segments import CachingAllocator
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -18,6 +19,9 @@ class AllocatorResult:
         peak_allocated_bytes: Largest sum of the blocks in use, ``torch.cuda.max_memory_allocated``. A block too small
             to be split counts whole, so that this can be more than the requests rounded up.
         peak_reserved_bytes: Largest sum of the memory taken from the card, ``torch.cuda.max_memory_reserved``.
+        peak_unreleasable_bytes: Largest sum of the free parts of segments that have a block in use,
+            ``inactive_split_bytes.all.peak`` of ``torch.cuda.memory_stats``: they cannot be given back to the card. As
+            there, 0 with expandable segments.
         allocated_bytes: Sum of the blocks in use at the end.
         reserved_bytes: Memory taken from the card at the end.
         num_retries: How often the cache was emptied because the card was full.
@@ -27,6 +31,7 @@ class AllocatorResult:
     peak_requested_bytes: int
     peak_allocated_bytes: int
     peak_reserved_bytes: int
+    peak_unreleasable_bytes: int
     allocated_bytes: int
     reserved_bytes: int
     num_retries: int
@@ -38,7 +43,7 @@ def simulate(
     *,
     expandable_segments: bool = False,
     max_split_bytes: int | None = None,
-    roundup_power2_divisions: int | None = None,
+    roundup_power2_divisions: int | Sequence[int] | None = None,
     limit_bytes: int | None = None,
 ) -> AllocatorResult:
     """Simulate torch's caching allocator, starting with an empty cache.
@@ -65,7 +70,8 @@ def simulate(
         max_split_bytes: `max_split_size_mb` in bytes; None for no limit. A free block of that size or more serves
             requests that are as large only, less than 20 MiB smaller than it, and is not split.
         roundup_power2_divisions: Round requests up to one of so many steps between powers of two instead; a power of
-            two. None rounds to 512 bytes.
+            two. Several are for requests below 2 MiB, from there to 4 MiB, and so on; the last one also for all that is
+            larger. None rounds to 512 bytes.
         limit_bytes: What the card can give; None for any amount.
 
     Returns:
@@ -84,7 +90,7 @@ def simulate(
     allocator = CachingAllocator(
         expandable=expandable_segments,
         max_split=inf if max_split_bytes is None else max_split_bytes,
-        divisions=roundup_power2_divisions or 1,
+        divisions=1 if roundup_power2_divisions is None else roundup_power2_divisions,
         limit=inf if limit_bytes is None else limit_bytes,
     )
     out_of_memory_at = None
@@ -113,6 +119,7 @@ def simulate(
         peak_requested_bytes=allocator.peak_requested,
         peak_allocated_bytes=allocator.peak_allocated,
         peak_reserved_bytes=allocator.peak_reserved,
+        peak_unreleasable_bytes=allocator.peak_unreleasable,
         allocated_bytes=allocator.allocated,
         reserved_bytes=allocator.reserved,
         num_retries=allocator.num_retries,
@@ -120,13 +127,14 @@ def simulate(
     )
 
 
-def _check_settings(max_split: int | None, divisions: int | None, limit: int | None) -> None:
+def _check_settings(max_split: int | None, divisions: int | Sequence[int] | None, limit: int | None) -> None:
     if max_split is not None and max_split <= LARGE_SEGMENT:
         raise ValueError(
             f"`max_split_bytes` must be more than {LARGE_SEGMENT:,}, a shared segment, but got {max_split:,}."
             " HINT: torch refuses such a `max_split_size_mb` too; leave it out for no limit."
         )
-    if divisions is not None and (divisions < 1 or divisions & (divisions - 1)):
+    several = divisions if isinstance(divisions, Sequence) else (1 if divisions is None else divisions,)
+    if not several or any(steps < 1 or steps & (steps - 1) for steps in several):
         raise ValueError(
             f"`roundup_power2_divisions` must be a power of two, but got {divisions}. HINT: try 4, or leave it out."
         )

@@ -47,35 +47,50 @@ def start(*, labelled: bool) -> None:
 
 
 def stop(device: torch.device, *, labelled: bool) -> CudaEvents:
-    """End the recording and read what happened on `device`."""
+    """End the recording and read what happened on `device`, on the stream that this thread computes on.
+
+    Autograd runs backward on the streams of forward. What other threads allocate, such as a loader's that copy batches
+    on a stream of their own, is left out; so is what the step itself does on further streams.
+    """
     index = torch.cuda.current_device() if device.index is None else device.index
+    stream = torch.cuda.current_stream(device).cuda_stream
     try:
         traces = torch.cuda.memory._snapshot()["device_traces"]
     finally:
         torch.cuda.memory._record_memory_history(None)  # clears it as well
-    return read_trace(traces[index] if index < len(traces) else [], labelled=labelled)
+    return read_trace(traces[index] if index < len(traces) else [], labelled=labelled, stream=stream)
 
 
-def read_trace(trace: Iterable[Mapping[str, Any]], *, labelled: bool = False) -> CudaEvents:
+def read_trace(trace: Iterable[Mapping[str, Any]], *, labelled: bool = False, stream: int | None = None) -> CudaEvents:
     """Read one device's trace.
 
     A release counts at ``free_requested``: there `memory_allocated` falls. ``free_completed`` comes later for a block
-    that another stream still used, and says when the block can be reused. A trace holds sizes as they were asked for.
-    What `memory_allocated` counts is rounded up to 512 bytes, and may be more by what a cached block of the large pool
-    is too large, up to 1 MiB, where splitting it would leave too little; a trace does not tell that.
+    that another stream still used, and says when the block can be reused; ``requested_bytes`` of
+    `torch.cuda.memory_stats` falls only there. A trace holds sizes as they were asked for, which ``requested_bytes``
+    counts, too. What `memory_allocated` counts is rounded up to 512 bytes, and may be more by what a cached block of
+    the large pool is too large, up to 1 MiB, where splitting it would leave too little; a trace does not tell that.
 
     Args:
         trace: Entries of ``torch.cuda.memory._snapshot()["device_traces"][index]``.
         labelled: Whether to read where each block was asked for.
+        stream: Number of the stream (`torch.cuda.Stream.cuda_stream`) whose blocks count, None for all. A release
+            belongs to the stream of its allocation.
 
     Returns:
         The events.
     """
+    streams: dict[int, int] = {}  # of the blocks in use, by address
     requested: list[int] = []
     labels: list[str] = []
     for entry in trace:
         sign = _SIGNS.get(entry["action"])
-        if sign is not None:
+        if sign is None:
+            continue
+        if sign > 0:
+            of_block = streams[entry["addr"]] = entry["stream"]
+        else:  # of a block from before the trace, the entry's own is the only one that is known
+            of_block = streams.pop(entry["addr"], entry["stream"])
+        if stream is None or of_block == stream:
             requested.append(sign * int(entry["size"]))
             if labelled:
                 labels.append(_label(entry.get("frames", ())))

@@ -1,83 +1,20 @@
-"""Blocks, pools and segments: the rules of torch's caching allocator, run without a card."""
+"""The rules of torch's caching allocator, run without a card."""
 
 from __future__ import annotations
 
-from bisect import bisect_left, insort
-from collections.abc import Hashable
+from bisect import bisect_left
+from collections.abc import Hashable, Sequence
 from itertools import islice
 from math import inf
+
+from lightning_gnnopt.memory.cuda_blocks import LARGE_SEGMENT, SMALL_SEGMENT, Block, Pool
 
 _MIB = 2**20
 _ALIGNMENT = 512
 _SMALL = _MIB
-_SMALL_SEGMENT = 2 * _MIB
-LARGE_SEGMENT = 20 * _MIB
 _OWN_SEGMENT = 10 * _MIB
 _SEGMENT_STEP = 2 * _MIB
 _PAGES_PER_RANGE = 2**24  # addresses are plentiful: a range that expands never meets its end
-
-
-class _Block:
-    """Consecutive bytes of a segment, in use, free, or (of a range that expands) without memory behind them."""
-
-    __slots__ = ("address", "is_free", "is_mapped", "next", "pool", "prev", "requested", "size")
-
-    def __init__(self, address: int, size: int, pool: _Pool, *, is_mapped: bool = True) -> None:
-        self.address, self.size, self.pool = address, size, pool
-        self.is_mapped = is_mapped
-        self.is_free = True
-        self.requested = 0
-        self.prev: _Block | None = None
-        self.next: _Block | None = None
-
-    def cut(self, size: int) -> _Block:
-        """Keep the first `size` bytes; the rest becomes the next block."""
-        rest = _Block(self.address + size, self.size - size, self.pool, is_mapped=self.is_mapped)
-        rest.prev, rest.next = self, self.next
-        if rest.next is not None:
-            rest.next.prev = rest
-        self.next, self.size = rest, size
-        return rest
-
-
-class _Pool:
-    """The free blocks of one stream, small or large."""
-
-    def __init__(self, *, is_small: bool) -> None:
-        self.is_small = is_small
-        self.page = _SMALL_SEGMENT if is_small else LARGE_SEGMENT
-        self.free: list[tuple[int, int]] = []  # (size, address), sorted
-        self.unmapped: list[int] = []  # addresses, sorted
-        self.blocks: dict[int, _Block] = {}  # all of both kinds, by address
-
-    def add(self, block: _Block) -> None:
-        """Add a free block after it took in the free neighbours that are as it is, mapped or not."""
-        for neighbour in (block.prev, block.next):
-            if neighbour is None or not neighbour.is_free or neighbour.is_mapped is not block.is_mapped:
-                continue
-            self.remove(neighbour)
-            block.size += neighbour.size
-            if neighbour is block.prev:
-                block.address, block.prev = neighbour.address, neighbour.prev
-                if block.prev is not None:
-                    block.prev.next = block
-            else:
-                block.next = neighbour.next
-                if block.next is not None:
-                    block.next.prev = block
-        self.blocks[block.address] = block
-        if block.is_mapped:
-            insort(self.free, (block.size, block.address))
-        else:
-            insort(self.unmapped, block.address)
-
-    def remove(self, block: _Block) -> None:
-        """Take a block out, to use or to change it."""
-        del self.blocks[block.address]
-        if block.is_mapped:
-            del self.free[bisect_left(self.free, (block.size, block.address))]
-        else:
-            del self.unmapped[bisect_left(self.unmapped, block.address)]
 
 
 class CachingAllocator:
@@ -88,17 +25,19 @@ class CachingAllocator:
     Args:
         expandable: Whether segments expand.
         max_split: From which size on free blocks are not split; infinity splits all.
-        divisions: Steps between powers of two to which requests are rounded up; 1 rounds to 512 bytes.
+        divisions: Steps between powers of two to which requests are rounded up: below 2 MiB, then to 4 MiB, and so
+            on; the last one for all that is larger. 1 rounds to 512 bytes.
         limit: What the card can give; infinity is any amount.
     """
 
-    def __init__(self, *, expandable: bool, max_split: float, divisions: int, limit: float) -> None:
-        self._expandable, self._max_split, self._divisions, self._limit = expandable, max_split, divisions, limit
-        self._pools: dict[tuple[Hashable, bool], _Pool] = {}
-        self._held: dict[Hashable, _Block] = {}
+    def __init__(self, *, expandable: bool, max_split: float, divisions: int | Sequence[int], limit: float) -> None:
+        self._expandable, self._max_split, self._limit = expandable, max_split, limit
+        self._divisions = (divisions,) if isinstance(divisions, int) else tuple(divisions)
+        self._pools: dict[tuple[Hashable, bool], Pool] = {}
+        self._held: dict[Hashable, Block] = {}
         self._next_address = 0
         self.requested = self.allocated = self.reserved = 0
-        self.peak_requested = self.peak_allocated = self.peak_reserved = 0
+        self.peak_requested = self.peak_allocated = self.peak_reserved = self.peak_unreleasable = 0
         self.num_retries = 0
 
     def held_bytes(self, block_id: Hashable) -> int | None:
@@ -112,7 +51,7 @@ class CachingAllocator:
         is_small = size <= _SMALL
         pool = self._pools.get((stream, is_small))
         if pool is None:
-            pool = self._pools[stream, is_small] = _Pool(is_small=is_small)
+            pool = self._pools[stream, is_small] = Pool(is_small=is_small)
         block = self._cached(pool, size) or self._new(pool, size)
         if block is None and self._give_back_oversize(pool, size):
             block = self._new(pool, size)
@@ -125,6 +64,7 @@ class CachingAllocator:
         block.is_free = False
         if self._is_split(block, size):
             pool.add(block.cut(size))
+            self._note_unreleasable()
         block.requested = requested
         self.requested += requested
         self.allocated += block.size
@@ -140,21 +80,29 @@ class CachingAllocator:
         self.allocated -= block.size
         block.is_free = True
         block.pool.add(block)
+        self._note_unreleasable()
+
+    def _note_unreleasable(self) -> None:
+        if not self._expandable:  # whose pages can be given back
+            split_bytes = sum(pool.split_bytes for pool in self._pools.values())
+            self.peak_unreleasable = max(self.peak_unreleasable, split_bytes)
 
     def _rounded(self, size: int) -> int:
-        if self._divisions > 1 and size > _ALIGNMENT * self._divisions:
-            step = (1 << (size.bit_length() - 1)) // self._divisions
+        interval = max(size.bit_length() - _SMALL.bit_length(), 0)
+        divisions = self._divisions[min(interval, len(self._divisions) - 1)]
+        if divisions > 1 and size > _ALIGNMENT * divisions:
+            step = (1 << (size.bit_length() - 1)) // divisions
         else:
             step = _ALIGNMENT
         return -(-size // step) * step
 
-    def _is_split(self, block: _Block, size: int) -> bool:
+    def _is_split(self, block: Block, size: int) -> bool:
         rest = block.size - size
         if block.pool.is_small or self._expandable:
             return rest >= _ALIGNMENT
         return size < self._max_split and rest > _SMALL
 
-    def _cached(self, pool: _Pool, size: int) -> _Block | None:
+    def _cached(self, pool: Pool, size: int) -> Block | None:
         """Take the best free block out of the pool, or None if there is none that may serve."""
         place = bisect_left(pool.free, (size, -1))
         if place == len(pool.free):
@@ -175,19 +123,19 @@ class CachingAllocator:
         pool.remove(block)
         return block
 
-    def _new(self, pool: _Pool, size: int) -> _Block | None:
+    def _new(self, pool: Pool, size: int) -> Block | None:
         """Take memory from the card; None if it has not enough."""
         if self._expandable:
             return self._expanded(pool, size)
         if pool.is_small:
-            segment = _SMALL_SEGMENT
+            segment = SMALL_SEGMENT
         elif size < _OWN_SEGMENT:
             segment = LARGE_SEGMENT
         else:
             segment = -(-size // _SEGMENT_STEP) * _SEGMENT_STEP
         if not self._reserve(segment):
             return None
-        block = _Block(self._next_address, segment, pool)
+        block = Block(self._next_address, segment, pool)
         self._next_address += segment
         return block
 
@@ -198,7 +146,7 @@ class CachingAllocator:
         self.peak_reserved = max(self.peak_reserved, self.reserved)
         return True
 
-    def _expanded(self, pool: _Pool, size: int) -> _Block | None:
+    def _expanded(self, pool: Pool, size: int) -> Block | None:
         """Put memory behind the first addresses that have room, together with a free block before them."""
         block = self._room(pool, size)
         while not block.is_mapped or block.size < size:
@@ -218,7 +166,7 @@ class CachingAllocator:
         pool.remove(block)
         return block
 
-    def _room(self, pool: _Pool, size: int) -> _Block:
+    def _room(self, pool: Pool, size: int) -> Block:
         for address in pool.unmapped:
             start = pool.blocks[address]
             if start.prev is not None and start.prev.is_free:
@@ -231,11 +179,11 @@ class CachingAllocator:
                 return start
         begin = -(-self._next_address // pool.page) * pool.page
         self._next_address = begin + _PAGES_PER_RANGE * pool.page
-        start = _Block(begin, _PAGES_PER_RANGE * pool.page, pool, is_mapped=False)
+        start = Block(begin, _PAGES_PER_RANGE * pool.page, pool, is_mapped=False)
         pool.add(start)
         return start
 
-    def _give_back_oversize(self, pool: _Pool, size: int) -> bool:
+    def _give_back_oversize(self, pool: Pool, size: int) -> bool:
         """Give back the free block that is too large to be split but large enough, or several, the largest first."""
         if self._max_split == inf or self._expandable:
             return False
@@ -260,11 +208,11 @@ class CachingAllocator:
                 elif block.prev is None and block.next is None:
                     self._give_back(block)
 
-    def _give_back(self, block: _Block) -> None:
+    def _give_back(self, block: Block) -> None:
         block.pool.remove(block)
         self.reserved -= block.size
 
-    def _unmap(self, block: _Block) -> None:
+    def _unmap(self, block: Block) -> None:
         pool, page = block.pool, block.pool.page
         begin = -(-block.address // page) * page
         end = (block.address + block.size) // page * page
@@ -284,6 +232,6 @@ class CachingAllocator:
         pool.add(whole)
 
 
-def _expanded_size(block: _Block) -> int:
+def _expanded_size(block: Block) -> int:
     follower = block.next
     return block.size + (follower.size if follower is not None and not follower.is_mapped else 0)

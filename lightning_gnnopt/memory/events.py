@@ -91,8 +91,8 @@ def record_events(device: torch.device | str, *, labelled: bool = False) -> Iter
     reported, or, where an earlier recording's block lay at the same address and was released unrecorded, that block's
     size. Memory that torch does not allocate (NumPy's, other processes', kernels' scratch space) does not appear.
 
-    On CUDA: what the caching allocator did on `device` for all threads and streams, from its own history. A release
-    counts when it is asked for, as in `torch.cuda.memory_allocated`. One recording at a time.
+    On CUDA: what the caching allocator did on `device` for the stream that this thread computes on, from its history. A
+    release counts when it is asked for, as in `torch.cuda.memory_allocated`. One recording at a time.
 
     The events are there after an exception within the context too.
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -160,9 +161,12 @@ def _homogeneous_counts(nodes: Any) -> tuple[list[str], list[int]]:
         seeds = num_nodes if seeds is None else int(seeds)
         return ["nodes_0", "nodes_1", "edges_1"], [seeds, num_nodes - seeds, int(nodes.num_edges)]
     num_nodes_of, num_edges_of_hop = _plain(per_hop[0]), _plain(per_hop[1])
-    names = [f"nodes_{hop}" for hop in range(len(num_nodes_of))]
-    names += [f"edges_{hop + 1}" for hop in range(len(num_edges_of_hop))]
-    return names, num_nodes_of + num_edges_of_hop
+    return [*_hop_names(len(num_nodes_of), len(num_edges_of_hop))], num_nodes_of + num_edges_of_hop
+
+
+@cache
+def _hop_names(num_nodes: int, num_edges: int) -> tuple[str, ...]:
+    return (*(f"nodes_{hop}" for hop in range(num_nodes)), *(f"edges_{hop + 1}" for hop in range(num_edges)))
 
 
 def _hetero_counts(nodes: Any) -> tuple[list[str], list[int]]:
@@ -203,6 +207,8 @@ def _edges_of(nodes: Any) -> tuple[NDArray[np.integer], NDArray[np.integer], Seq
 
 def _nodes_of(batch: Any) -> Any:
     """The sampled part of a batch around links; the batch itself otherwise."""
+    if is_batch(batch):  # which count their nodes anew when asked
+        return batch
     nodes = getattr(batch, "subgraph", None) if not hasattr(batch, "num_nodes") else None
     nodes = batch if nodes is None else nodes
     if not hasattr(nodes, "num_nodes"):
@@ -214,6 +220,8 @@ def _nodes_of(batch: Any) -> Any:
 
 
 def _is_hetero(nodes: Any) -> bool:
+    if is_batch(nodes):
+        return isinstance(nodes, HeteroData)
     return hasattr(nodes, "node_types") or isinstance(getattr(nodes, "n_id", None), Mapping)
 
 

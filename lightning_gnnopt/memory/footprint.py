@@ -50,6 +50,10 @@ class Footprint:
     ``held + batch + ahead + growth``: what is there whatever the batch (:func:`held_bytes`), the batch itself, those
     that wait behind it, and what the step adds to all that, which the predictors say.
 
+    These are bytes that are asked for, and so are predictions. On CUDA a step passes if the device can give what the
+    caching allocator must reserve for them, which is more: bounds, which are held against a budget, are
+    `reserved_factor` times the sum.
+
     Attributes:
         reader: Reads the features, ``P`` of them.
         predictors: Predict the growth of each kind of step; ``"step"`` for whole ones.
@@ -60,6 +64,8 @@ class Footprint:
             logged.
         kinds: The kinds of steps that batches of this stage can meet.
         part_kinds: Those that the parts of a split batch can meet.
+        reserved_factor: Bytes that must be reserved for each byte asked for, at least 1; see
+            :class:`~lightning_gnnopt.memory.reserved_factor.ReservedFactor`. May be set anew between steps.
     """
 
     reader: FeatureReader
@@ -70,6 +76,7 @@ class Footprint:
     reserve_bytes: int = 0
     kinds: Sequence[str] = ("step",)
     part_kinds: Sequence[str] = ("step",)
+    reserved_factor: float = 1.0
 
     @property
     def is_ready(self) -> bool:
@@ -90,18 +97,19 @@ class Footprint:
         return self.held_bytes + batch_bytes + self.ahead.nbytes(batch_bytes)
 
     def predict(self, features: NDArray[np.float64], *, kind: str | None = None) -> float:
-        """Predict the bytes at the peak, without a margin; of the costliest kind of step by default."""
+        """Predict the bytes asked for at the peak, without a margin; of the costliest kind of step by default."""
         kinds = self.kinds if kind is None else (kind,)
         growth = max(float(self.predictors[kind].predict(features)) for kind in kinds)
         return self.constant_bytes(features) + growth
 
     def upper(self, features: NDArray[np.float64]) -> float:
-        """Bound the bytes at the peak from above, with the coverage of the predictors' margins."""
-        return self.constant_bytes(features) + self._upper_growth(features, self.kinds)
+        """Bound what the peak takes of the device from above, with the coverage of the predictors' margins."""
+        return self.reserved_factor * (self.constant_bytes(features) + self._upper_growth(features, self.kinds))
 
     def upper_of_part(self, whole: NDArray[np.float64], part: NDArray[np.float64]) -> float:
-        """Bound the bytes while one part of a split batch runs: the whole batch stays, and the part is a copy."""
-        return self.constant_bytes(whole) + self.batch_bytes(part) + self._upper_growth(part, self.part_kinds)
+        """Bound what is taken while one part of a split batch runs: the whole batch stays, and the part is a copy."""
+        constant = self.constant_bytes(whole) + self.batch_bytes(part)
+        return self.reserved_factor * (constant + self._upper_growth(part, self.part_kinds))
 
     def pieces(self) -> NDArray[np.float64] | None:
         """Give :meth:`upper` as a maximum of affine functions, shape ``(K, P + 1)``; None where it is none.
@@ -116,6 +124,7 @@ class Footprint:
         pieces = np.concatenate(growths)
         pieces += (1 + self.ahead.batches) * self.batch_row
         pieces[:, 0] += self.held_bytes + self.reserve_bytes
+        pieces *= self.reserved_factor
         return pieces
 
     def _upper_growth(self, features: NDArray[np.float64], kinds: Sequence[str]) -> float:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -11,43 +11,26 @@ import lightning as L
 import numpy as np
 import torch
 from lightning.pytorch.utilities import rank_zero_warn
-from numpy.typing import NDArray
 from torch_geometric.data import HeteroData
 
+from lightning_gnnopt.memory.batch_row import batch_row
+from lightning_gnnopt.memory.drawing import Draw
 from lightning_gnnopt.memory.features import FeatureReader, batch_bytes, num_edges_of
 from lightning_gnnopt.memory.footprint import Ahead, Footprint
 from lightning_gnnopt.memory.held import held_bytes
+from lightning_gnnopt.memory.learned import Learned
 from lightning_gnnopt.memory.predictors import AnalyticPredictor, Predictor, resolve_predictor
 from lightning_gnnopt.memory.predictors.base import MIN_SAMPLES
 from lightning_gnnopt.memory.probe_batches import probe_batches
 from lightning_gnnopt.memory.prober import FIRST, LAST, MIDDLE, STEP, Stage, StepProber
-from lightning_gnnopt.memory.tape import AllocationTape, TapeError, solve_tape
+from lightning_gnnopt.memory.reserved_settings import AllocatorSettings
+from lightning_gnnopt.memory.step_tapes import solve_step
+from lightning_gnnopt.memory.tape import TapeError
 
 BASE_EDGES = 600
 """Probes are made from a batch of about so many edges: small, but with work for every kernel."""
-_SPARE_PROBES = 2
 _SAMPLES = 32
 _FEW_INPUTS = 8
-Draw = Callable[[int], Any]
-
-
-@dataclass(eq=False)
-class Learned:
-    """What was learned of a stage.
-
-    Attributes:
-        footprint: Predicts the bytes at a step's peak.
-        tapes: The allocation tapes of the kinds of steps; empty where the step has none.
-        labels: The operator behind each event of the tape of whole steps.
-        reason: Why there is no tape; empty if there is.
-        probe_s: Seconds it took.
-    """
-
-    footprint: Footprint
-    tapes: dict[str, AllocationTape] = field(default_factory=dict)
-    labels: list[str] = field(default_factory=list)
-    reason: str = ""
-    probe_s: float = 0.0
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -147,45 +130,20 @@ class Learner:
     # From an allocation tape
 
     def _from_tape(self, base: Any, draw: Draw) -> Learned:
-        prober = self._prober()
-        for padded in (False, True):
-            reader = FeatureReader(base, loops=True, padded=padded)
-            probes = probe_batches(base, len(reader.names) + 1 + _SPARE_PROBES)
-            features = np.stack([reader(probe) for probe in probes])
-            recorded = prober.record(probes, accumulate=self._accumulates)
-            round_to = 512 if self.trainer.strategy.root_device.type == "cuda" else 1
-            try:
-                tapes = {}
-                for kind, of_kind in recorded.streams.items():
-                    alike = _alike(of_kind, len(reader.names) + 2)
-                    tapes[kind] = solve_tape(
-                        [of_kind[place] for place in alike],
-                        features[alike],
-                        reader.names,
-                        round_to=round_to,
-                        absent=[
-                            name for name, column in zip(reader.names, features.T, strict=True) if not column.any()
-                        ],
-                    )
-            except TapeError as error:
-                if padded or error.reason != "residual":
-                    raise
-                continue  # an aggregation that pads its neighbourhoods, perhaps
-            break
-        used = {name for tape in tapes.values() for name in tape.used_features}
-        slim = FeatureReader(base, loops=any(name.startswith("loops") for name in used), padded="padded" in used)
-        columns = np.concatenate([[0], 1 + reader.columns(slim.names)])
+        # `requested_bytes` is what steps are measured by; where the driver keeps the pools, its blocks are.
+        is_cuda = self.trainer.strategy.root_device.type == "cuda"
+        round_to = 512 if is_cuda and AllocatorSettings.read().backend != "native" else 1
+        solved = solve_step(base, self._prober(), accumulate=self._accumulates, round_to=round_to)
+        reader, batches = solved.reader, solved.probes
         predictors: dict[str, Predictor] = {
-            kind: AnalyticPredictor(
-                tape.pieces()[:, columns], feature_names=slim.names, coverage=self.coverage, **self.options
-            )
-            for kind, tape in tapes.items()
+            kind: AnalyticPredictor(pieces, feature_names=reader.names, coverage=self.coverage, **self.options)
+            for kind, pieces in solved.pieces.items()
         }
-        if "labels" in slim.names:  # cut batches have other shares of links and negatives than real ones
-            probes = [draw(1 + number) for number in range(2 * len(probes))]
-        footprint = self._footprint(slim, predictors, probes, recorded.held_bytes)
-        footprint.reserve_bytes = recorded.logged_bytes
-        return Learned(footprint, tapes, recorded.labels)
+        if "labels" in reader.names:  # cut batches have other shares of links and negatives than real ones
+            batches = [draw(1 + number) for number in range(2 * len(batches))]
+        footprint = self._footprint(reader, predictors, batches, solved.recorded.held_bytes)
+        footprint.reserve_bytes = solved.recorded.logged_bytes
+        return Learned(footprint, solved.tapes, solved.recorded.labels)
 
     # From samples
 
@@ -252,7 +210,7 @@ class Learner:
         return Footprint(
             reader=reader,
             predictors=predictors,
-            batch_row=_batch_row(reader, batches),
+            batch_row=batch_row(reader, batches),
             held_bytes=held,
             ahead=self.ahead,
             kinds=whole,
@@ -285,43 +243,3 @@ def _small_batch(draw: Draw, num_inputs: int) -> Any:
         num_drawn = min(2 * num_drawn, num_inputs)
         batch = draw(num_drawn)
     return batch
-
-
-def _alike(streams: Sequence[NDArray[np.int64]], least: int) -> list[int]:
-    """Choose the probes with as many events as most have, if they are enough: a rare shape may lack an operator."""
-    lengths = [len(stream) for stream in streams]
-    usual = max(set(lengths), key=lengths.count)
-    alike = [place for place, length in enumerate(lengths) if length == usual]
-    return alike if len(alike) >= least else list(range(len(streams)))
-
-
-def _batch_row(reader: FeatureReader, batches: Sequence[Any]) -> NDArray[np.float64]:
-    """Solve the bytes of a batch as an affine function of its features, never below any of these batches.
-
-    They depend on the numbers of nodes, seeds, edges and links in all, not on their hops.
-    """
-    totals = [_total_of(name) for name in reader.names]
-    kinds = sorted({total for total in totals if total})
-    sums = np.array([[total == kind for total in totals] for kind in kinds], np.float64)  # (kinds, P)
-    if "labels" not in kinds:  # around links what belongs to the inputs has a row for each link
-        sums = np.vstack([sums, [name.startswith("nodes_0") for name in reader.names]])
-    features = np.stack([reader(batch) for batch in batches])
-    matrix = np.column_stack([np.ones(len(batches)), features @ sums.T])
-    nbytes = np.array([batch_bytes(batch) for batch in batches], np.float64)
-    scale = np.maximum(np.abs(matrix).max(axis=0), 1)
-    solved = np.linalg.lstsq(matrix / scale, nbytes, rcond=None)[0] / scale
-    rounded = np.round(solved * 2) / 2
-    rounded[0] += np.round((nbytes - matrix @ rounded).max())
-    if np.abs(matrix @ rounded - nbytes).max() < 1:
-        solved = rounded
-    else:
-        solved[0] += max(0.0, float((nbytes - matrix @ solved).max()))
-    return np.concatenate([solved[:1], solved[1:] @ sums])
-
-
-def _total_of(name: str) -> str:
-    """What a feature is a part of; nothing if a batch's bytes do not depend on it."""
-    if name.startswith("loops") or name == "padded":
-        return ""
-    kind, _, rest = name.partition("_")
-    return kind + (f"[{rest.partition('[')[2]}" if "[" in rest else "")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import accumulate
 from types import TracebackType
 from typing import Self
@@ -10,26 +10,57 @@ from typing import Self
 import torch
 
 from lightning_gnnopt.memory.cpu_events import thread_log
-from lightning_gnnopt.memory.peak_counters import PeakRegion, allocator_of, allocator_peak, resident_peak
+from lightning_gnnopt.memory.peak_counters import (
+    AllocatorCounts,
+    PeakRegion,
+    allocator_counts,
+    allocator_of,
+    allocator_peak,
+    resident_peak,
+)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Peak:
     """What a region held at most.
 
+    On an accelerator there are three numbers for the same tensors: what was asked for, the blocks that serve it, and
+    what the allocator holds of the device to have such blocks. Predictions are of the first one.
+
     Attributes:
         allocated_bytes: The largest growth of the bytes of tensors over what was held when the region began, at least
-            0. On CPU to the byte; on an accelerator in the blocks of its caching allocator.
+            0. On CPU to the byte. On an accelerator in the blocks of its caching allocator: whole ones of 512 bytes,
+            and as large as up to 1 MiB more than that where a cached block is not worth a split.
+        requested_bytes: The same in bytes that were asked for, which follow from the batch alone. A block that another
+            stream still uses counts until that has ended. None on CPU, where it is the same, and where the device does
+            not count it.
         held_bytes: Bytes allocated when the region began. None on CPU, where nobody knows.
+        held_requested_bytes: The same in bytes that were asked for. None where `requested_bytes` is.
         reserved_bytes: The most that the caching allocator held of the device, used or not, with what it held before
             the region. None on CPU.
+        unreleasable_bytes: The largest sum of free bytes in segments that have a block in use, which cannot be given
+            back when memory is short, with what there was before the region; not necessarily at the moment of the other
+            peaks. 0 for segments that expand, as their pages can be given back. None where nobody counts it.
         resident_bytes: The largest resident set of the process, with everything in it. None unless asked for.
     """
 
     allocated_bytes: int
+    requested_bytes: int | None = None
     held_bytes: int | None = None
+    held_requested_bytes: int | None = None
     reserved_bytes: int | None = None
+    unreleasable_bytes: int | None = None
     resident_bytes: int | None = None
+
+    @property
+    def growth_bytes(self) -> int:
+        """What predictions are compared with: the growth in bytes that were asked for, as far as that is known."""
+        return self.allocated_bytes if self.requested_bytes is None else self.requested_bytes
+
+    @property
+    def start_bytes(self) -> int | None:
+        """What was held when the region began, in the same unit; None on CPU."""
+        return self.held_bytes if self.held_requested_bytes is None else self.held_requested_bytes
 
 
 class PeakMeter:
@@ -108,14 +139,11 @@ class PeakMeter:
         resident_region, self._resident_region = self._resident_region, None
         if region is None:
             raise RuntimeError("`PeakMeter` is not measuring. HINT: call `start()` before `stop()`.")
-        allocated_bytes, held_bytes, reserved_bytes = region.close()
-        self._peak = Peak(
-            allocated_bytes=allocated_bytes,
-            held_bytes=held_bytes,
-            reserved_bytes=reserved_bytes,
-            resident_bytes=None if resident_region is None else resident_region.peaks()[0],
-        )
-        return self._peak
+        peak = region.close()
+        if resident_region is not None:
+            peak = replace(peak, resident_bytes=resident_region.peaks()[0])
+        self._peak = peak
+        return peak
 
     def __enter__(self) -> Self:
         self.start()
@@ -143,16 +171,25 @@ class _CpuRegion:
         sums = list(accumulate(sizes, initial=self._live))
         self._live, self._peak = sums[-1], max(self._peak, *sums)
 
-    def close(self) -> tuple[int, None, None]:
+    def close(self) -> Peak:
         thread_log.remove(self)
-        return self._peak, None, None
+        return Peak(allocated_bytes=self._peak)
 
 
 class _AcceleratorRegion:
     def __init__(self, device: torch.device) -> None:
         self._region = allocator_peak(device).open()
-        self._held_bytes = int(allocator_of(device).memory_allocated(device))
+        self._held = allocator_counts(device, "current")
 
-    def close(self) -> tuple[int, int, int]:
-        allocated, reserved = self._region.peaks()
-        return max(allocated - self._held_bytes, 0), self._held_bytes, reserved
+    def close(self) -> Peak:
+        peaks, held = AllocatorCounts(*self._region.peaks()), self._held
+        # cudaMallocAsync leaves most of its counters at 0.
+        is_counted = peaks.requested_bytes > 0 or peaks.allocated_bytes == 0
+        return Peak(
+            allocated_bytes=max(peaks.allocated_bytes - held.allocated_bytes, 0),
+            requested_bytes=max(peaks.requested_bytes - held.requested_bytes, 0) if is_counted else None,
+            held_bytes=held.allocated_bytes,
+            held_requested_bytes=held.requested_bytes if is_counted else None,
+            reserved_bytes=peaks.reserved_bytes,
+            unreleasable_bytes=peaks.unreleasable_bytes if is_counted else None,
+        )

@@ -8,7 +8,7 @@ import threading
 import weakref
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, NamedTuple
 
 import psutil
 import torch
@@ -75,16 +75,45 @@ def allocator_of(device: torch.device) -> Any:
     return module if hasattr(module, "max_memory_allocated") else None
 
 
+class AllocatorCounts(NamedTuple):
+    """What a caching allocator counts.
+
+    Attributes:
+        allocated_bytes: Bytes of the blocks in use.
+        reserved_bytes: Bytes taken from the device.
+        requested_bytes: Bytes asked for as the blocks in use; 0 where that is not counted.
+        unreleasable_bytes: Bytes that are free, but in a segment that has a block in use; 0 where they are not counted.
+    """
+
+    allocated_bytes: int
+    reserved_bytes: int
+    requested_bytes: int = 0
+    unreleasable_bytes: int = 0
+
+
+_COUNTERS = ("allocated_bytes", "reserved_bytes", "requested_bytes", "inactive_split_bytes")
+
+
+def allocator_counts(device: torch.device, which: Literal["current", "peak"]) -> AllocatorCounts:
+    """Read an accelerator's caching allocator: what it holds now, or the peaks since the last reset."""
+    module = allocator_of(device)
+    if hasattr(module, "memory_stats_as_nested_dict"):  # all at once; `memory_stats` would sort a hundred of them
+        stats = module.memory_stats_as_nested_dict(device)  # empty before the device's first use
+        return AllocatorCounts(*(int(stats.get(name, {}).get("all", {}).get(which, 0)) for name in _COUNTERS))
+    prefix = "max_memory" if which == "peak" else "memory"
+    reserved = getattr(module, f"{prefix}_reserved", lambda device: 0)
+    return AllocatorCounts(int(getattr(module, f"{prefix}_allocated")(device)), int(reserved(device)))
+
+
 def allocator_peak(device: torch.device) -> SharedPeak:
-    """Peaks of allocated and of reserved bytes of an accelerator's caching allocator."""
+    """Peaks of an accelerator's caching allocator, as :class:`AllocatorCounts` lists them."""
     module = allocator_of(device)
     if device.index is None:
         device = torch.device(device.type, module.current_device())
     known = _allocators.get(device)
     if known is None or known[0] is not module:
-        reserved = getattr(module, "max_memory_reserved", lambda device: 0)
         shared = SharedPeak(
-            lambda: (int(module.max_memory_allocated(device)), int(reserved(device))),
+            lambda: allocator_counts(device, "peak"),
             lambda: module.reset_peak_memory_stats(device),
         )
         _allocators[device] = known = (module, shared)

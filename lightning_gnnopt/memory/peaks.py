@@ -31,8 +31,8 @@ class StepPeaks:
         self._follows: dict[str, bool] = {}
         self._is_open = False
 
-    def start(self, stage: str, *, wanted: bool = False) -> None:
-        """Begin a step; `wanted` measures it in any case."""
+    def start(self, stage: str, *, wanted: bool = False) -> bool:
+        """Begin a step; `wanted` measures it in any case. Return whether it is measured."""
         if self._is_open:  # a step that never came to its end: the module skipped the rest of the epoch
             self.close()
         step = self._steps.get(stage, 0)
@@ -41,9 +41,10 @@ class StepPeaks:
         is_due = wanted or step < _FIRST or step % self.every in (self.every - 2, self.every - 1) or self.every == 1
         if not is_due or (self._on_cpu and not can_record(self._meter.device)):
             self._follows[stage] = False
-            return
+            return False
         self._meter.start()
         self._is_open = True
+        return True
 
     def stop(self, stage: str) -> Peak | None:
         """End the step; return its peak, None if it was not measured."""

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
 from lightning_gnnopt._names import unknown_name
 from lightning_gnnopt.memory.scores import SCORES
@@ -77,6 +78,13 @@ class Policy:
             raise ValueError(f"`depth` must be at least 1, but got {self.depth}. HINT: the model's number of layers.")
         if self.loss_reduction not in ("mean", "sum"):
             raise ValueError(unknown_name("loss_reduction", self.loss_reduction, ("mean", "sum")))
+
+    def with_depth_of(self, model: Any) -> Policy:
+        """Take the model's number of layers for the depth where none was given."""
+        num_layers = getattr(model, "num_layers", None)
+        if self.depth is not None or not isinstance(num_layers, int) or num_layers < 1:
+            return self
+        return replace(self, depth=num_layers)
 
     def remedies(self, stage: str) -> Sequence[str]:
         """What is tried in a stage."""

@@ -78,6 +78,11 @@ class StepProber:
         self._converted = converted
         self._device = trainer.strategy.root_device
 
+    @property
+    def is_narrow(self) -> bool:
+        """Whether the step may compute in fewer bits than 32 on the CPU, whose kernels have workspaces for that."""
+        return self._device.type == "cpu" and self._trainer.precision not in ("32-true", "64-true")
+
     def record(self, batches: Sequence[Any], *, accumulate: bool = False) -> Recorded:
         """Record a step on each batch.
 

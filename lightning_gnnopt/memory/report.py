@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.table import Table
 
 from lightning_gnnopt._units import format_bytes
-from lightning_gnnopt.memory.learning import Learned
+from lightning_gnnopt.memory.learned import Learned
 from lightning_gnnopt.memory.prober import STEP
 
 if TYPE_CHECKING:

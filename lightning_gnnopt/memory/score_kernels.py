@@ -1,6 +1,6 @@
 """The numba kernels behind `scores` and `pruning`: how important edges are, and their order.
 
-Callers validate; a kernel trusts its input.
+Callers validate. Ids that are used as places become unsigned: of signed ones numba asks if they count from the end.
 """
 
 from __future__ import annotations
@@ -11,15 +11,15 @@ from numpy.typing import NDArray
 
 from lightning_gnnopt.sampling.rng import mix64
 
-_DIGIT = 11
-_BUCKETS = 1 << _DIGIT
-_NUM_DIGITS = 3
-_MASK = np.uint32(_BUCKETS - 1)
-_SHIFTS = (np.uint32(0), np.uint32(_DIGIT), np.uint32(2 * _DIGIT))
+_BUCKETS = 1 << 11
+_MASK = np.uint64(_BUCKETS - 1)
+_WIDEST = 14  # bits of a digit: more buckets than that are in no cache
 _SIGN = np.uint32(1 << 31)
+_LARGEST = np.uint32(2**32 - 1)
 _NO_LEVEL = np.int32(2**31 - 1)
 _TO_UNIT = 2.0**-24
-_40 = np.uint64(40)
+_32, _40 = np.uint64(32), np.uint64(40)
+_LOW = np.uint64(2**32 - 1)
 
 
 @njit(nogil=True, cache=True)
@@ -28,10 +28,11 @@ def products_of_degrees(
 ) -> None:
     """Write ``1 / (deg(u) * deg(v))`` of each edge to `out`; `degrees` are zeros of shape ``(N,)``."""
     for e in range(len(row)):
-        degrees[row[e]] += 1
-        degrees[col[e]] += 1
+        degrees[np.uintp(row[e])] += 1
+        degrees[np.uintp(col[e])] += 1
     for e in range(len(row)):
-        out[e] = np.float32(1) / (np.float32(degrees[row[e]]) * np.float32(degrees[col[e]]))
+        product = np.float32(degrees[np.uintp(row[e])]) * np.float32(degrees[np.uintp(col[e])])
+        out[e] = np.float32(1) / product
 
 
 @njit(nogil=True, cache=True)
@@ -100,7 +101,7 @@ def sort_descending(bits: NDArray[np.uint32], word: np.uint64, out: NDArray[np.i
     """Sort floats, the largest first and equal ones in random order: a radix sort (Knuth, TAOCP volume 3, 5.2.5).
 
     Passes from the lowest digit to the highest keep the order of what is equal, and the first pass of all sorts by
-    random numbers. A digit that is the same everywhere is skipped.
+    random numbers. Only digits in which the floats differ are sorted by. A float and its place move together.
 
     Args:
         bits: The floats' bits, shape ``(E,)``.
@@ -108,37 +109,50 @@ def sort_descending(bits: NDArray[np.uint32], word: np.uint64, out: NDArray[np.i
         out: Output, shape ``(E,)``: places in `bits`.
     """
     n = len(bits)
-    digits = np.zeros((_NUM_DIGITS, _BUCKETS), np.int32)
-    random_digits = np.zeros(_BUCKETS, np.int32)
-    keys, hashes = np.empty(n, np.uint32), np.empty(n, np.uint16)
+    keys, digits = np.empty(n, np.uint32), np.empty(n, np.uint16)
+    least, most = _LARGEST, np.uint32(0)
     for e in range(n):
         # Bits of floats ascend with the float once the sign is turned, and all bits where it was set; then descending.
         negative = bits[e] & _SIGN
         keys[e] = bits[e] if negative else ~(bits[e] | _SIGN)
-        key = keys[e]  # 32 bits again, which `~` makes 64
-        for d in range(_NUM_DIGITS):
-            digits[d, (key >> _SHIFTS[d]) & _MASK] += 1
-        hashes[e] = mix64(word ^ np.uint64(e)) & np.uint64(_MASK)
-        random_digits[hashes[e]] += 1
-    source, target = np.empty(n, np.int32), np.empty(n, np.int32)
-    _to_starts(random_digits)
+        least, most = min(least, keys[e]), max(most, keys[e])
+    source, target = np.empty(n, np.uint64), np.empty(n, np.uint64)
     for e in range(n):
-        bucket = hashes[e]
-        source[random_digits[bucket]] = e
-        random_digits[bucket] += 1
-    for d in range(_NUM_DIGITS):
-        starts = digits[d]
-        if n == 0 or starts[(keys[0] >> _SHIFTS[d]) & _MASK] == n:
-            continue
-        _to_starts(starts)
+        digits[e] = mix64(word ^ np.uint64(e)) & _MASK
+        source[e] = np.uint64(keys[e] - least) << _32 | np.uint64(e)
+    _sort_by(digits, _BUCKETS, source, target)
+    source, target = target, source
+    num_bits = 0
+    while num_bits < 32 and np.uint64(most) >= np.uint64(least) + (np.uint64(1) << np.uint64(num_bits)):
+        num_bits += 1
+    shift = _32
+    while num_bits > 0:
+        width = -(-num_bits // -(-num_bits // _WIDEST))  # the digits that are left are equally wide
+        mask = (np.uint64(1) << np.uint64(width)) - np.uint64(1)
         for i in range(n):
-            e = source[i]
-            bucket = (keys[e] >> _SHIFTS[d]) & _MASK
-            target[starts[bucket]] = e
-            starts[bucket] += 1
+            digits[i] = (source[i] >> shift) & mask
+        _sort_by(digits, 1 << width, source, target)
         source, target = target, source
+        shift += np.uint64(width)
+        num_bits -= width
     for i in range(n):
-        out[i] = source[i]
+        out[i] = source[i] & _LOW
+
+
+@njit(nogil=True, cache=True)
+def _sort_by(
+    digits: NDArray[np.uint16], num_buckets: int, source: NDArray[np.uint64], target: NDArray[np.uint64]
+) -> None:
+    """Move what is in `source` to `target`, in the order of its digits; what has the same one stays in order."""
+    starts = np.zeros(num_buckets, np.int32)
+    for i in range(len(digits)):
+        starts[np.uintp(digits[i])] += 1
+    _to_starts(starts)
+    for i in range(len(digits)):
+        bucket = np.uintp(digits[i])
+        place = starts[bucket]
+        starts[bucket] = place + 1
+        target[np.uintp(place)] = source[i]
 
 
 @njit(nogil=True, cache=True, inline="always")
@@ -156,9 +170,9 @@ def ranks_of(order: NDArray[np.int64], out: NDArray[np.int32]) -> bool:
     """Write the place in `order` of each number to `out`, -1 of shape ``(E,)``; return whether each is there once."""
     for i in range(len(order)):
         e = order[i]
-        if e < 0 or e >= len(out) or out[e] >= 0:
+        if e < 0 or e >= len(out) or out[np.uintp(e)] >= 0:
             return False
-        out[e] = i
+        out[np.uintp(e)] = i
     return True
 
 
@@ -239,18 +253,19 @@ def by_share(
         out: Output, shape ``(E,)``.
     """
     for e in range(len(col)):
-        in_degree[col[e]] += 1
+        in_degree[np.uintp(col[e])] += 1
     seen = np.zeros(len(in_degree), np.int32)
     keys = np.empty(len(order), np.uint16)
-    starts = np.zeros((1 << 16) + 1, np.int64)
+    starts = np.zeros(1 << 16, np.int32)
     for place in range(len(order)):
-        node = col[order[place]]
-        keys[place] = np.uint16((np.float64(seen[node]) + 0.5) / np.float64(in_degree[node]) * 65535.0)
-        seen[node] += 1
-        starts[np.int64(keys[place]) + 1] += 1
-    for bucket in range(1 << 16):
-        starts[bucket + 1] += starts[bucket]
+        node = np.uintp(col[np.uintp(order[place])])
+        before = seen[node]
+        seen[node] = before + 1
+        keys[place] = np.uint16((np.float64(before) + 0.5) / np.float64(in_degree[node]) * 65535.0)
+        starts[np.uintp(keys[place])] += 1
+    _to_starts(starts)
     for place in range(len(order)):
-        start = np.int64(keys[place])
-        out[starts[start]] = order[place]
-        starts[start] += 1
+        key = np.uintp(keys[place])
+        start = starts[key]
+        starts[key] = start + 1
+        out[np.uintp(start)] = order[place]

@@ -3,38 +3,20 @@
 from __future__ import annotations
 
 import gc
-import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import lightning as L
-import torch
-from lightning.fabric.utilities.exceptions import MisconfigurationException
-from lightning.pytorch.utilities.data import extract_batch_size
 from torch import Tensor
 from torchmetrics import Metric
 
+from lightning_gnnopt.memory.logged_before import LoggedBefore
 from lightning_gnnopt.memory.oom import is_out_of_memory
+from lightning_gnnopt.memory.part_values import PartValues
+from lightning_gnnopt.memory.parts import Part, detached, logged_sizes, loss_of, merged
 
 _EVALUATION = {"validation_step": "val", "test_step": "test", "predict_step": "predict"}
-
-
-@dataclass(frozen=True, eq=False)
-class Part:
-    """A micro-batch.
-
-    Attributes:
-        make: Cuts it out of the batch; called when it is its turn.
-        num_seeds: Its number of seeds.
-        weight: Its share of the batch's loss.
-    """
-
-    make: Callable[[], Any]
-    num_seeds: int
-    weight: float
 
 
 Parts = Callable[[Any, str], "Sequence[Part] | None"]
@@ -74,7 +56,7 @@ class SplitSteps:
         self._on_out_of_memory = on_out_of_memory
         self._waiting: list[tuple[Tensor, Tensor]] = []
         self._running: tuple[Any, tuple[Any, ...], int] | None = None
-        self._before = _Logged({})
+        self._before = LoggedBefore({})
         self._metrics = [module for module in trainer.lightning_module.modules() if isinstance(module, Metric)]
         self._has_mixed = False
         self.enabled = True
@@ -96,7 +78,7 @@ class SplitSteps:
 
     def _training_step(self, *args: Any) -> Any:
         original = self._originals["training_step"]
-        self._before = _Logged(
+        self._before = LoggedBefore(
             self._trainer._results, self._metrics
         )  # in probes, too: what it holds on to is seen in a recording
         if not self.enabled or not self._trainer.lightning_module.automatic_optimization:
@@ -120,12 +102,12 @@ class SplitSteps:
         if self._starts_window:
             self._clear_gradients()
         outputs: list[Any] = []
-        logged = _StepValues(trainer._results)
-        sizes = self._logged_sizes(batch, parts)
+        logged = PartValues(trainer._results)
+        sizes = logged_sizes(batch, parts)
         for number, part in enumerate(parts, 1):
             with nullcontext() if number == len(parts) else self._unsynchronised():
                 output = self._run_part(self._originals["training_step"], part, rest, sizes[number - 1])
-                loss = _loss_of(output)
+                loss = loss_of(output)
                 logged.add(part, loss)
                 if loss is None and number == 1 and output is None:  # Lightning's way to skip a batch
                     return None
@@ -136,14 +118,14 @@ class SplitSteps:
                     )
                 if number < len(parts):
                     self._backward_part(loss * part.weight / trainer.accumulate_grad_batches)
-            outputs.append(output if number == len(parts) else _detached(output))
+            outputs.append(output if number == len(parts) else detached(output))
             del output, loss
         logged.write()
         trainer._results.batch, trainer._results.batch_size = batch, None
         self._waiting = [(p, p.grad) for p in trainer.lightning_module.parameters() if p.grad is not None]
         for parameter, _ in self._waiting:
             parameter.grad = None  # Lightning may clear gradients now, before it runs the last part backward
-        return _merged(outputs, parts)
+        return merged(outputs, parts)
 
     def _run_part(self, step: Callable[..., Any], part: Part, rest: tuple[Any, ...], logged_size: float) -> Any:
         """Run a part, of which there is one at a time; values logged without a batch size weigh as it says."""
@@ -151,17 +133,6 @@ class SplitSteps:
         if results is not None:
             results.batch, results.batch_size = None, logged_size
         return step(part.make(), *rest)
-
-    def _logged_sizes(self, batch: Any, parts: Sequence[Part]) -> list[float]:
-        """Share out among the parts what Lightning takes for the batch's size where a value is logged without one."""
-        num_seeds = sum(part.num_seeds for part in parts)
-        try:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")
-                size = extract_batch_size(batch)
-        except (MisconfigurationException, RecursionError):
-            size = num_seeds
-        return [size * part.num_seeds / num_seeds for part in parts]
 
     def _backward_part(self, loss: Tensor) -> None:
         """Run a part backward without the hooks: these see the last part, when all gradients are there."""
@@ -192,7 +163,7 @@ class SplitSteps:
                 before.restore(results)
                 module._current_fx_name = "training_step"  # where `self.log` belongs to
                 try:
-                    loss = _loss_of(self._run_parts(batch, rest, parts))
+                    loss = loss_of(self._run_parts(batch, rest, parts))
                     for parameter, gradient in self._waiting:
                         parameter.grad = gradient
                     self._waiting, self._running = [], None
@@ -271,13 +242,13 @@ class SplitSteps:
                 try:
                     if parts is None:
                         return original(*args)
-                    sizes = self._logged_sizes(batch, parts)
+                    sizes = logged_sizes(batch, parts)
                     with self._alone():
                         outputs = [
-                            _detached(self._run_part(original, part, rest, size))
+                            detached(self._run_part(original, part, rest, size))
                             for part, size in zip(parts, sizes, strict=True)
                         ]
-                    return _merged(outputs, parts)
+                    return merged(outputs, parts)
                 except Exception as error:
                     if not is_out_of_memory(error):
                         raise
@@ -289,122 +260,3 @@ class SplitSteps:
                 gc.collect()
 
         return step
-
-
-class _Logged:
-    """Remembers what was logged before a step: one that is run again must not count twice."""
-
-    def __init__(self, results: Any, metrics: Sequence[Metric] = ()) -> None:
-        self._metrics = [
-            (metric, {name: _copied_state(vars(metric)[name]) for name in _state_names(metric)}) for metric in metrics
-        ]
-        self._values = {
-            name: {key: _without_memory(value) for key, value in vars(metric).items()}
-            for name, metric in results.items()
-            if metric.is_tensor
-        }
-        self._names = set(results)
-
-    def restore(self, results: Any) -> None:
-        for metric, state in self._metrics:
-            vars(metric).update(state)
-        for name in set(results) - self._names:
-            del results[name]
-        for name, values in self._values.items():
-            for key, value in values.items():
-                vars(results[name])[key] = value() if isinstance(value, partial) else value
-
-
-def _state_names(metric: Metric) -> list[str]:
-    return [*metric._defaults, *(name for name in ("_update_count", "_computed") if name in vars(metric))]
-
-
-def _copied_state(value: Any) -> Any:
-    if isinstance(value, Tensor):
-        return value.detach().clone()
-    return list(value) if isinstance(value, list) else value
-
-
-def _without_memory(value: Any) -> Any:
-    """Keep a number without its tensor, whose release in a later step a recording would see; its maker instead.
-
-    On a device that would wait for it. There tensors are kept: they are replaced, never changed in place.
-    """
-    if isinstance(value, Tensor) and value.device.type == "cpu" and value.dim() == 0:
-        return partial(torch.tensor, value.item(), dtype=value.dtype)
-    return value
-
-
-class _StepValues:
-    """Averages what is logged in each step over the parts of a step."""
-
-    def __init__(self, results: Any) -> None:
-        self._results = results
-        self._values: dict[str, list[tuple[Tensor, float]]] = {}
-
-    def add(self, part: Part, loss: Tensor | None) -> None:
-        for name, metric in self._results.items():
-            if metric.is_tensor and metric.meta.on_step and metric.meta.is_mean_reduction:
-                value = metric._forward_cache
-                if value is not None:  # the loss weighs as in the whole batch's
-                    is_loss = loss is not None and bool(value == loss.detach())
-                    self._values.setdefault(name, []).append((value, part.weight if is_loss else part.num_seeds))
-
-    def write(self) -> None:
-        for name, values in self._values.items():
-            total = sum(weight for _, weight in values)
-            if total == 0:
-                continue
-            mean = sum(value * weight for value, weight in values) / total
-            metric = self._results[name]
-            metric._forward_cache = mean
-            if not metric.meta.on_epoch:
-                metric.value = mean
-
-
-def _loss_of(output: Any) -> Tensor | None:
-    loss: Tensor | None = output.get("loss") if isinstance(output, Mapping) else output
-    return loss
-
-
-def _detached(output: Any) -> Any:
-    if isinstance(output, Mapping):
-        return {name: _detached(value) for name, value in output.items()}
-    if not isinstance(output, Tensor):
-        return output
-    # A view of some rows would keep all of them.
-    is_part = output.layout == torch.strided and output.untyped_storage().nbytes() > output.nbytes
-    return output.detach().clone() if is_part else output.detach()
-
-
-def _merged(outputs: Sequence[Any], parts: Sequence[Part]) -> Any:
-    """Make one output of the parts': rows of seeds behind each other, numbers weighted like the loss.
-
-    Raises:
-        ValueError: If it cannot be told how.
-    """
-    first, sizes = outputs[0], [part.num_seeds for part in parts]
-    if all(output is None for output in outputs):
-        return None
-    if isinstance(first, Mapping):
-        return {name: _merged([output[name] for output in outputs], parts) for name in first}
-    if isinstance(first, Tensor) and first.dim() and [output.shape[0] for output in outputs] == sizes:
-        return torch.cat(list(outputs))
-    if isinstance(first, Tensor) and first.dim() == 0 and first.is_floating_point():
-        # The last has its graph: the sum's value is the whole's, its gradient that of the last part.
-        return sum(output * part.weight for output, part in zip(outputs, parts, strict=True))
-    if isinstance(first, float):
-        return sum(output * part.weight for output, part in zip(outputs, parts, strict=True))
-    if isinstance(first, (tuple, list)):
-        if isinstance(first, list) and [len(output) for output in outputs] == sizes:
-            return [item for output in outputs for item in output]
-        if len({len(output) for output in outputs}) == 1:
-            merged = [_merged(values, parts) for values in zip(*outputs, strict=True)]
-            return merged if isinstance(first, list) else tuple(merged)
-    elif not isinstance(first, Tensor) and all(type(output) is type(first) and output == first for output in outputs):
-        return first
-    shape = f" of shape {tuple(first.shape)}" if isinstance(first, Tensor) else ""
-    raise ValueError(
-        f"A step that is run in {len(parts)} parts must return what can be put together again, but returned a"
-        f" {type(first).__name__}{shape}. HINT: return rows of the seeds, or averages, or let batches be pruned."
-    )

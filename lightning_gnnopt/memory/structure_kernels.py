@@ -1,6 +1,6 @@
 """The numba kernels behind `structure` and `counting`: what of a batch a choice of edges and seeds leaves.
 
-Callers validate; a kernel trusts its input.
+Callers validate. Ids that are used as places become unsigned: of signed ones numba asks if they count from the end.
 """
 
 from __future__ import annotations
@@ -8,6 +8,8 @@ from __future__ import annotations
 import numpy as np
 from numba import njit
 from numpy.typing import NDArray
+
+_NEVER = np.int32(2**31 - 1)
 
 
 @njit(nogil=True, cache=True)
@@ -28,16 +30,22 @@ def in_edges(
         edges: Output, shape ``(E,)``: the edges' places in `row`, grouped.
     """
     is_sorted = True
-    for e in range(len(col)):
-        indptr[col[e] + 1] += 1
-        is_sorted &= e == 0 or col[e - 1] <= col[e]
+    for e in range(1, len(col)):
+        is_sorted &= col[e - 1] <= col[e]
     if is_sorted:  # what hop-wise samplers yield: nothing moves
+        for e in range(len(col)):
+            indptr[np.uintp(col[e]) + np.uintp(1)] = e + 1
+        end = np.int32(0)
         for v in range(1, len(indptr)):
-            indptr[v] += indptr[v - 1]
+            end = max(end, indptr[v])
+            indptr[v] = end
         for e in range(len(row)):
             sources[e] = row[e]
+        for e in range(len(row)):
             edges[e] = e
         return
+    for e in range(len(col)):
+        indptr[np.uintp(col[e]) + np.uintp(1)] += 1
     # `indptr[v + 1]` becomes the start of `v`, then serves as its cursor, and so ends as the end of `v`.
     start = np.int32(0)
     for v in range(1, len(indptr)):
@@ -45,9 +53,9 @@ def in_edges(
         indptr[v] = start
         start += size
     for e in range(len(col)):
-        v = col[e] + 1
-        place = indptr[v]
-        indptr[v] = place + 1
+        cursor = np.uintp(col[e]) + np.uintp(1)
+        place = np.uintp(indptr[cursor])
+        indptr[cursor] = place + 1
         sources[place] = row[e]
         edges[place] = e
 
@@ -82,24 +90,24 @@ def walk_hops(
         node_counts: Nodes of each hop, shape ``(L + 1,)``: the seeds, and zeros. On return all.
         edge_counts: Output: edges of each hop, shape ``(L,)``.
     """
-    first, num_nodes, num_edges = 0, node_counts[0], 0
+    first, num_nodes, num_edges = np.uintp(0), np.uintp(node_counts[0]), np.uintp(0)
     for hop in range(len(edge_counts)):
         end, edges_before = num_nodes, num_edges
         for target in range(first, end):
-            node = nodes[target]
-            for p in range(indptr[node], indptr[node + 1]):
+            node = np.uintp(nodes[target])
+            for p in range(np.uintp(indptr[node]), np.uintp(indptr[node + np.uintp(1)])):
                 # Written in any case, and counted if kept: which edges are kept is what no processor can guess.
-                edge, source = edges[p], sources[p]
+                edge, source = np.uintp(edges[p]), np.uintp(sources[p])
                 kept, local = keep[edge], place[source]
                 new = kept & (local < 0)
                 local = np.int32(num_nodes) if new else local
                 place[source] = local
                 nodes[num_nodes] = source
-                num_nodes += new
+                num_nodes += np.uintp(new)
                 picked[num_edges] = edge
                 row[num_edges] = local
                 col[num_edges] = target
-                num_edges += kept
+                num_edges += np.uintp(kept)
         node_counts[hop + 1] = num_nodes - end
         edge_counts[hop] = num_edges - edges_before
         first = end
@@ -155,8 +163,8 @@ def touch(
 ) -> None:
     """Add the ends of the kept edges to `inside`, bool of shape ``(N,)``."""
     for e in range(len(row)):
-        inside[row[e]] |= keep[e]
-        inside[col[e]] |= keep[e]
+        inside[np.uintp(row[e])] |= keep[e]
+        inside[np.uintp(col[e])] |= keep[e]
 
 
 @njit(nogil=True, cache=True)
@@ -202,8 +210,8 @@ def renumber(
             num_nodes += 1
     for e in range(len(row_of)):
         picked[num_edges] = e
-        row[num_edges], col[num_edges] = place[row_of[e]], place[col_of[e]]
-        num_edges += keep[e] & expanded[col_of[e]]
+        row[num_edges], col[num_edges] = place[np.uintp(row_of[e])], place[np.uintp(col_of[e])]
+        num_edges += keep[e] & expanded[np.uintp(col_of[e])]
     return num_nodes, num_edges
 
 
@@ -231,15 +239,20 @@ def births_by_hop(
         of_edges: Output, shape ``(L, E)``: from which number on an edge is there, and its destination within
             ``d = 0 .. L - 1`` steps.
     """
-    of_nodes[0, :] = np.int32(2**31 - 1)
+    of_nodes[0, :] = _NEVER
     of_nodes[:, :num_seeds] = 0
     for d in range(len(of_edges)):
         closer, nodes, edges = of_nodes[d], of_nodes[d + 1], of_edges[d]
         nodes[:] = closer
         for e in range(len(row)):
-            birth = max(np.int32(ranks[e] + 1), closer[col[e]])
+            reached = closer[np.uintp(col[e])]
+            if reached == _NEVER:  # so are most others of its hop
+                edges[e] = _NEVER
+                continue
+            birth = max(np.int32(ranks[e] + 1), reached)
             edges[e] = birth
-            nodes[row[e]] = min(nodes[row[e]], birth)
+            source = np.uintp(row[e])
+            nodes[source] = min(nodes[source], birth)
 
 
 @njit(nogil=True, cache=True)
@@ -261,14 +274,15 @@ def births_of_ends(
         of_nodes: Output, shape ``(2, N)``: the seeds alone; all nodes.
         of_edges: Output, shape ``(1, E)``.
     """
-    of_nodes[:] = np.int32(2**31 - 1)
+    of_nodes[:] = _NEVER
     of_nodes[:, :num_seeds] = 0
     nodes = of_nodes[1]
     for e in range(len(row)):
         birth = np.int32(ranks[e] + 1)
         of_edges[0, e] = birth
-        nodes[row[e]] = min(nodes[row[e]], birth)
-        nodes[col[e]] = min(nodes[col[e]], birth)
+        source, target = np.uintp(row[e]), np.uintp(col[e])
+        nodes[source] = min(nodes[source], birth)
+        nodes[target] = min(nodes[target], birth)
 
 
 @njit(nogil=True, cache=True)

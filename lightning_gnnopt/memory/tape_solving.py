@@ -11,6 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.optimize import nnls
 
+from lightning_gnnopt.memory.workspaces import bound_workspace, find_workspaces, with_common_workspaces
+
 Reason = Literal["structure", "rank", "residual", "holdout"]
 
 _UNIT = 1 / 8  # of bytes per node or edge, since bits can be packed; exact in floating point
@@ -46,7 +48,7 @@ def stack_streams(streams: Sequence[NDArray[np.int64]]) -> NDArray[np.int64]:
     """
     lengths = [len(stream) for stream in streams]
     if len(set(lengths)) > 1:
-        streams = _with_common_workspaces(streams)
+        streams = with_common_workspaces(streams)
         lengths = [len(stream) for stream in streams]
     shortest = min(lengths)
     events = np.array([np.asarray(stream)[:shortest] for stream in streams], np.int64).reshape(len(streams), shortest)
@@ -62,37 +64,6 @@ def stack_streams(streams: Sequence[NDArray[np.int64]]) -> NDArray[np.int64]:
             event=event,
         )
     return events
-
-
-def _with_common_workspaces(streams: Sequence[NDArray[np.int64]]) -> list[NDArray[np.int64]]:
-    """Give all streams the same workspaces, blocks that the very next event releases, if that is where they differ.
-
-    Of those between two other events only the largest matters to the peak; a probe that did without has one of 0 bytes.
-    """
-    split = [_without_workspaces(np.asarray(stream)) for stream in streams]
-    if len({len(rest) for rest, _ in split}) > 1:
-        return list(streams)
-    used = np.flatnonzero(np.max([heights for _, heights in split], axis=0))
-    return [
-        np.insert(rest, np.repeat(used, 2), np.stack([heights[used], -heights[used]], axis=1).ravel())
-        for rest, heights in split
-    ]
-
-
-def _without_workspaces(stream: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Take workspaces out of a stream; say how large they are before each event that stays, and after the last."""
-    rest: list[int] = []
-    heights: list[int] = [0]
-    place = 0
-    while place < len(stream):
-        if place + 1 < len(stream) and 0 < stream[place] == -stream[place + 1]:
-            heights[-1] = max(heights[-1], int(stream[place]))
-            place += 2
-            continue
-        rest.append(int(stream[place]))
-        heights.append(0)
-        place += 1
-    return np.array(rest, np.int64), np.array(heights, np.int64)
 
 
 def check_rank(matrix: NDArray[np.float64], names: Sequence[str]) -> None:
@@ -166,9 +137,9 @@ def solve_events(
     constants = events[fitted][0] - slopes @ matrix[fitted][0, 1:]
     coefficients: NDArray[np.float64] = np.column_stack([constants, slopes])
     exact = (matrix[fitted] @ coefficients.T == events[fitted]).all(axis=0)
-    passing = _workspaces(events) & ~(exact & (matrix[holdout] @ coefficients.T == events[holdout]))
+    passing = find_workspaces(events) & ~(exact & (matrix[holdout] @ coefficients.T == events[holdout]))
     for start in np.flatnonzero(passing & (events.max(axis=0) > 0)):
-        coefficients[start] = _bound(matrix, events[:, start].astype(np.float64), names)
+        coefficients[start] = bound_workspace(matrix, events[:, start].astype(np.float64), names)
         coefficients[start + 1] = -coefficients[start]
     exact |= passing
     if not exact.all():
@@ -194,40 +165,6 @@ def solve_events(
             event=event,
         )
     return coefficients
-
-
-def _workspaces(events: NDArray[np.int64]) -> NDArray[np.bool_]:
-    """Find allocations that the very next event releases in all probes, and these releases; shape ``(T,)``."""
-    found = np.zeros(events.shape[1], np.bool_)
-    is_pair = (events[:, :-1] >= 0) & (events[:, 1:] == -events[:, :-1])
-    released = is_pair.all(axis=0) & (events[:, :-1].max(axis=0, initial=0) > 0)
-    found[:-1] |= released
-    found[1:] |= released
-    return found
-
-
-def _bound(matrix: NDArray[np.float64], sizes: NDArray[np.float64], names: Sequence[str]) -> NDArray[np.float64]:
-    """Bound the sizes of a workspace from above by an affine function, shape ``(P + 1,)``.
-
-    They grow in steps with one number of rows: the nodes, or the edges, of the first so many hops. With a constant that
-    is not negative, no probe's bytes per row are less than what a row costs; so the least of them bounds the slope.
-    """
-    best, least = np.zeros(matrix.shape[1]), np.inf
-    for what in ("nodes_", "edges_"):
-        places = [1 + place for place, name in enumerate(names) if name.startswith(what)]
-        for end in range(1, len(places) + 1):
-            rows = matrix[:, places[:end]].sum(axis=1)
-            if (rows <= 0).any():
-                continue
-            slope = (sizes / rows)[sizes > 0].min()
-            above = sizes - slope * rows
-            if above.max() < least:
-                least, best = above.max(), np.zeros(matrix.shape[1])
-                best[places[:end]] = slope
-                best[0] = 2 * above.max()
-    if not np.isfinite(least):
-        best[0] = 2 * sizes.max()
-    return best
 
 
 def pair_events(events: NDArray[np.float64], signs: NDArray[np.int8]) -> NDArray[np.int64]:

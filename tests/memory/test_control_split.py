@@ -103,7 +103,6 @@ def check_same(
     share: float = 0.6,
     parts: int = 2,
     options: dict[str, Any] | None = None,
-    about: tuple[str, ...] = (),
     **control_options: Any,
 ) -> MemoryControl:
     plain = Run(make_module, make_loader, **(options or {}))
@@ -113,8 +112,6 @@ def check_same(
     assert control.tally.splits >= 4
     assert control.tally.parts >= parts * control.tally.splits
     ours, theirs = split.numbers(), plain.numbers()
-    for name in about:
-        assert ours["metrics"].pop(name) == pytest.approx(theirs["metrics"].pop(name), rel=1e-3)
     for what, value in theirs.items():
         close(ours[what], value, msg=lambda text, what=what: f"{what}: {text}")
     assert split.kept.global_steps == plain.kept.global_steps
@@ -185,7 +182,7 @@ def test_a_summed_loss(options: dict[str, Any]) -> None:
 
 def test_node_norms_weigh_the_parts() -> None:
     # Lightning weighs what parts log over an epoch by the `batch_size` that they pass, which knows no norms.
-    check_same(net, saint, share=0.7, about=("train/loss", "train/loss_epoch"))
+    check_same(net, saint, share=0.7)
 
 
 def test_clusters_are_split_by_the_models_depth() -> None:

@@ -2,18 +2,21 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
 from lightning_gnnopt.memory.cuda_events import read_trace
 from lightning_gnnopt.memory.events import can_record, record_events
 
 
-def entry(action: str, size: int, addr: int = 0, frames: Any = ()) -> dict[str, Any]:
+def entry(action: str, size: int, addr: int = 0, frames: Any = (), *, stream: int = 0) -> dict[str, Any]:
     """As `torch.cuda.memory._snapshot` documents them."""
-    return {"action": action, "addr": addr, "size": size, "stream": 0, "frames": list(frames)}
+    return {"action": action, "addr": addr, "size": size, "stream": stream, "frames": list(frames)}
 
 
 TORCH = str(Path(torch.__file__).parent)
@@ -50,6 +53,8 @@ class History:
         self.traces: list[list[dict[str, Any]]] = [[], []]
         monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
         monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
+        self.stream = 0
+        monkeypatch.setattr(torch.cuda, "current_stream", lambda device: SimpleNamespace(cuda_stream=self.stream))
         monkeypatch.setattr(torch._C, "_cuda_isHistoryEnabled", lambda: self.enabled, raising=False)
         monkeypatch.setattr(torch.cuda.memory, "_record_memory_history", self.record)
         monkeypatch.setattr(torch.cuda.memory, "_snapshot", lambda: {"segments": [], "device_traces": self.traces})
@@ -82,6 +87,65 @@ def test_labels_name_the_innermost_line_outside_torch() -> None:
         "python",
         "forward (net.py:12)",
     ]
+
+
+SIDE = 0x7F00AA00
+MIXED = [
+    entry("alloc", 1000, 10),
+    entry("alloc", 8000, 20, stream=SIDE),
+    entry("free_requested", 700, 30),  # both of before the recording
+    entry("free_requested", 900, 40, stream=SIDE),
+    entry("free_requested", 8000, 20, stream=SIDE),
+    entry("free_completed", 8000, 20, stream=SIDE),
+    entry("alloc", 600, 20),  # the address is used anew, by the other stream
+    entry("alloc", 5000, 50, FRAMES, stream=SIDE),
+    entry("free_requested", 600, 20),
+    entry("free_requested", 1000, 10),
+]
+
+
+def test_one_streams_blocks() -> None:
+    assert read_trace(MIXED, stream=0).requested == [1000, -700, 600, -600, -1000]
+    assert read_trace(MIXED, stream=0).rounded == [1024, -1024, 1024, -1024, -1024]
+    assert read_trace(MIXED, stream=SIDE).requested == [8000, -900, -8000, 5000]
+    assert read_trace(MIXED, stream=SIDE, labelled=True).labels == ["python"] * 3 + ["forward (net.py:12)"]
+    assert read_trace(MIXED, stream=1).requested == []
+    assert len(read_trace(MIXED).requested) == len(read_trace(MIXED, stream=None).requested) == 9
+
+
+def test_a_release_belongs_to_the_stream_of_its_allocation() -> None:
+    trace = [entry("alloc", 1000, 10, stream=SIDE), entry("free_requested", 1000, 10, stream=0)]
+    assert read_trace(trace, stream=0).requested == []
+    assert read_trace(trace, stream=SIDE).requested == [1000, -1000]
+
+
+@given(st.lists(st.tuples(st.integers(1, 5000), st.integers(0, 2), st.integers(0, 9), st.booleans()), max_size=40))
+def test_what_others_allocate_between_changes_nothing(program: list[tuple[int, int, int, bool]]) -> None:
+    """Addresses are handed out anew at once, to whichever stream comes next."""
+    free, live, trace = list(range(50)), [], []  # type: ignore[var-annotated]
+    alone: dict[int, list[int]] = {0: [], 1: [], 2: []}
+    for size, stream, which, releases in program:
+        if releases and live:
+            addr, size, stream = live.pop(which % len(live))
+            trace.append(entry("free_requested", size, addr, stream=stream))
+            trace.append(entry("free_completed", size, addr, stream=stream))
+            free.insert(0, addr)
+            alone[stream].append(-size)
+        else:
+            live.append((free.pop(0), size, stream))
+            trace.append(entry("alloc", size, live[-1][0], stream=stream))
+            alone[stream].append(size)
+    assert {stream: read_trace(trace, stream=stream).requested for stream in alone} == alone
+
+
+def test_the_recording_threads_stream_is_read(history: History) -> None:
+    with record_events("cuda:0") as recorder:
+        history.traces[0] += MIXED
+    assert recorder.requested.tolist() == [1000, -700, 600, -600, -1000]
+    history.stream = SIDE
+    with record_events("cuda:0") as recorder:
+        history.traces[0] += MIXED
+    assert recorder.requested.tolist() == [8000, -900, -8000, 5000]
 
 
 @pytest.mark.parametrize(("device", "index"), [("cuda", 0), ("cuda:1", 1)])
@@ -145,3 +209,16 @@ def test_on_a_real_device_live_bytes_are_the_allocators() -> None:
         del kept[1]
     assert recorder.events.sum() == torch.cuda.memory_allocated() - before
     assert recorder.requested[:4].tolist() == [4, 400, 4000, 4 * 2**20]
+
+
+@pytest.mark.cuda
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_on_a_real_device_side_streams_are_left_out() -> None:
+    side = torch.cuda.Stream()
+    before = torch.cuda.memory_stats()["requested_bytes.all.current"]
+    with record_events("cuda") as recorder:
+        kept = torch.ones(1000, device="cuda")
+        with torch.cuda.stream(side):
+            other = torch.ones(7, device="cuda")
+    assert recorder.requested.tolist() == [kept.nbytes]
+    assert torch.cuda.memory_stats()["requested_bytes.all.current"] - before == kept.nbytes + other.nbytes

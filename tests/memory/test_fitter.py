@@ -14,8 +14,9 @@ import torch
 from torch_geometric.data import Data, HeteroData
 
 from lightning_gnnopt.loading import LinkSplit, LinkTask
+from lightning_gnnopt.memory.any_batch import names_seeds
 from lightning_gnnopt.memory.features import FeatureReader
-from lightning_gnnopt.memory.fitter import Fitter, names_seeds
+from lightning_gnnopt.memory.fitter import Fitter
 from lightning_gnnopt.memory.footprint import Ahead, Footprint
 from lightning_gnnopt.memory.policy import MemoryBudgetError, Policy
 from lightning_gnnopt.memory.predictors import AnalyticPredictor, MaxAffinePredictor
@@ -336,6 +337,20 @@ def test_no_more_draws_than_allowed(max_resamples: int) -> None:
     draws = Draws([large] * 10)
     make(large, bytes_of(large) - 1, ("resample", "prune"), max_resamples=max_resamples)(large, draws)
     assert len(draws.attempts) == max_resamples
+
+
+def test_how_to_draw_anew_is_asked_only_where_it_may_help() -> None:
+    large, small = of_fanouts(8, 2)
+    asked: list[str] = []
+    fitter = make(large, bytes_of(small), ("resample", "prune"))
+    fitter.fit(small, lambda: asked.append("fits"))  # type: ignore[func-returns-value]
+    fitter.spread_bytes = (bytes_of(large) - bytes_of(small)) / 4.1
+    fitter.fit(large, lambda: asked.append("hopeless"))  # type: ignore[func-returns-value]
+    assert (asked, fitter.tally.pruned) == ([], 1)
+    fitter.spread_bytes = (bytes_of(large) - bytes_of(small)) / 3.9
+    draws = Draws([small])
+    assert fitter.fit(large, lambda: draws) is small
+    assert draws.attempts == [1]
 
 
 def test_without_a_way_to_draw_anew_it_is_pruned() -> None:

@@ -34,6 +34,7 @@ def footprint(
     kinds: Sequence[str] = ("step",),
     part_kinds: Sequence[str] = ("step",),
     factor: float = 1.0,
+    reserved_factor: float = 1.0,
 ) -> Footprint:
     predictors = {kind: AnalyticPredictor(pieces, feature_names=NAMES) for kind, pieces in PIECES.items()}
     for predictor in predictors.values():
@@ -46,6 +47,7 @@ def footprint(
         ahead=Ahead() if ahead is None else ahead,
         kinds=kinds,
         part_kinds=part_kinds,
+        reserved_factor=reserved_factor,
     )
 
 
@@ -89,6 +91,39 @@ def test_batches_ahead() -> None:
     assert Ahead(batches=3, least_bytes=80.0, max_bytes=160).nbytes(50.0) == 160
     assert footprint(ahead=Ahead(batches=3)).predict(ROW) == 5000 + 4 * 927 + 300
     assert footprint(ahead=Ahead(batches=3, max_bytes=1000)).predict(ROW) == 5000 + 927 + 1000 + 300
+
+
+def test_bounds_are_what_must_be_reserved() -> None:
+    model = footprint(reserved_factor=1.25, ahead=Ahead(batches=1))
+    assert model.predict(ROW) == 5000 + 2 * 927 + 300  # as it is measured
+    assert model.constant_bytes(ROW) == 5000 + 2 * 927
+    assert model.upper(ROW) == 1.25 * model.predict(ROW)
+    part = np.array([5.0, 8.0, 20.0])
+    assert model.upper_of_part(ROW, part) == 1.25 * (5000 + 2 * 927 + 379 + 181)
+    model.reserve_bytes = 100
+    assert model.upper(ROW) == 1.25 * (5000 + 2 * 927 + 300 + 100)
+
+
+@settings(deadline=None, max_examples=50)
+@given(st.lists(st.floats(0, 1e6), min_size=3, max_size=3), st.floats(1, 2), st.integers(0, 3))
+def test_the_factor_multiplies_all_bounds_and_one_changes_no_bit(row: list[float], factor: float, batches: int) -> None:
+    features = np.array(row)
+    kinds = ("step", "first")
+    plain = footprint(factor=1.1, ahead=Ahead(batches=batches), kinds=kinds, part_kinds=kinds)
+    held = plain.held_bytes + (1 + batches) * plain.batch_bytes(features)
+    growth = max(float(plain.predictors[kind].upper(features)) for kind in kinds)
+    assert plain.upper(features) == pytest.approx(held + growth, rel=1e-12)
+    times = footprint(factor=1.1, ahead=Ahead(batches=batches), kinds=kinds, part_kinds=kinds, reserved_factor=factor)
+    one = footprint(factor=1.1, ahead=Ahead(batches=batches), kinds=kinds, part_kinds=kinds, reserved_factor=1.0)
+    assert one.upper(features) == plain.constant_bytes(features) + growth
+    assert times.upper(features) == factor * one.upper(features)
+    assert times.upper_of_part(features, features / 2) == factor * one.upper_of_part(features, features / 2)
+    assert times.predict(features) == one.predict(features)
+    pieces, plain_pieces = times.pieces(), plain.pieces()
+    assert pieces is not None
+    assert plain_pieces is not None
+    np.testing.assert_array_equal(pieces, factor * plain_pieces)
+    assert (pieces[:, 0] + pieces[:, 1:] @ features).max() == pytest.approx(times.upper(features))
 
 
 def test_a_part_is_a_copy_beside_the_whole() -> None:

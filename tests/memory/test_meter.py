@@ -204,9 +204,12 @@ def test_another_thread_cannot_end_a_region() -> None:
 
     def begin_and_let_another_end() -> None:
         meter.start()
+        region = meter._region
         thread = threading.Thread(target=stop)
         thread.start()
         thread.join()
+        assert region is not None
+        region.close()  # so that tests that follow find no recording
 
     thread = threading.Thread(target=begin_and_let_another_end)
     thread.start()
@@ -284,6 +287,106 @@ def test_on_an_accelerator_only_releases(fake_cuda: FakeCuda) -> None:
     assert meter.peak == Peak(allocated_bytes=0, held_bytes=1000, reserved_bytes=1000)
 
 
+class FakeStats(FakeCuda):
+    """Keeps the counters that `torch.cuda.memory_stats` documents."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.names = ("allocated_bytes", "reserved_bytes", "requested_bytes", "inactive_split_bytes")
+        self.now = dict.fromkeys(self.names, 0)
+        self.most = dict(self.now)
+        self.reads = 0
+
+    def add(self, **changes: int) -> None:
+        for name, change in changes.items():
+            self.now[name] += change
+            self.most[name] = max(self.most[name], self.now[name])
+
+    def reset_peak_memory_stats(self, device: torch.device) -> None:
+        self.most = dict(self.now)
+
+    def memory_stats_as_nested_dict(self, device: torch.device) -> dict[str, Any]:
+        self.reads += 1
+        counters = {
+            name: {
+                "all": {"current": self.now[name], "peak": self.most[name]},
+                "small_pool": {"current": 10**9, "peak": 10**9},
+            }
+            for name in self.names
+        }
+        return {**counters, "num_ooms": 0}
+
+
+@pytest.fixture
+def fake_stats(monkeypatch: pytest.MonkeyPatch) -> FakeStats:
+    fake = FakeStats()
+    monkeypatch.setattr(torch, "get_device_module", lambda device: fake)
+    return fake
+
+
+def test_the_allocators_four_numbers(fake_stats: FakeStats) -> None:
+    fake_stats.add(allocated_bytes=1024, requested_bytes=900, reserved_bytes=4096, inactive_split_bytes=700)
+    with PeakMeter("cuda:0") as outer:
+        fake_stats.add(allocated_bytes=2048, requested_bytes=1500)
+        fake_stats.add(inactive_split_bytes=-600)
+        with PeakMeter("cuda:0") as inner:
+            fake_stats.add(allocated_bytes=-2560, requested_bytes=-2000, inactive_split_bytes=1000)
+            fake_stats.add(allocated_bytes=512, requested_bytes=3, reserved_bytes=4096)
+        fake_stats.add(inactive_split_bytes=200)
+    assert inner.peak == Peak(
+        allocated_bytes=0,
+        requested_bytes=0,
+        held_bytes=3072,
+        held_requested_bytes=2400,
+        reserved_bytes=8192,
+        unreleasable_bytes=1100,
+    )
+    assert outer.peak == Peak(
+        allocated_bytes=2048,
+        requested_bytes=1500,
+        held_bytes=1024,
+        held_requested_bytes=900,
+        reserved_bytes=8192,
+        unreleasable_bytes=1300,
+    )
+    assert (outer.peak.start_bytes, outer.peak.growth_bytes) == (900, 1500)
+
+
+def test_counters_are_read_few_times(fake_stats: FakeStats) -> None:
+    with PeakMeter("cuda:0"):
+        pass
+    assert fake_stats.reads == 2  # at the start and at the end
+
+
+def test_an_allocator_that_counts_no_requests(fake_stats: FakeStats) -> None:
+    """`cudaMallocAsync` leaves them at 0."""
+    fake_stats.add(allocated_bytes=1000, reserved_bytes=4096)
+    with PeakMeter("cuda") as meter:
+        fake_stats.add(allocated_bytes=500)
+    assert meter.peak == Peak(allocated_bytes=500, held_bytes=1000, reserved_bytes=4096)
+    assert (meter.peak.start_bytes, meter.peak.growth_bytes) == (1000, 500)
+
+
+def test_before_the_devices_first_use_there_is_nothing(fake_stats: FakeStats, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fake_stats, "memory_stats_as_nested_dict", lambda device: {})
+    with PeakMeter("cuda") as meter:
+        pass
+    assert meter.peak == Peak(
+        allocated_bytes=0,
+        requested_bytes=0,
+        held_bytes=0,
+        held_requested_bytes=0,
+        reserved_bytes=0,
+        unreleasable_bytes=0,
+    )
+
+
+def test_on_the_cpu_predictions_are_of_the_same_number() -> None:
+    with PeakMeter("cpu") as meter:
+        torch.ones(10)
+    assert (meter.peak.growth_bytes, meter.peak.start_bytes) == (40, None)
+
+
 @pytest.mark.cuda
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 def test_cuda_counts_blocks() -> None:
@@ -292,3 +395,5 @@ def test_cuda_counts_blocks() -> None:
         y = torch.ones(2**20, device="cuda")
         del x, y
     assert meter.peak.allocated_bytes == 512 + 4 * 2**20
+    assert meter.peak.requested_bytes == 4 + 4 * 2**20
+    assert meter.peak.unreleasable_bytes is not None

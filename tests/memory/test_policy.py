@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -44,3 +45,11 @@ def test_what_is_tried(options: dict[str, Any], train: tuple[str, ...], val: tup
 def test_what_is_refused(options: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         Policy(**options)
+
+
+@pytest.mark.parametrize(
+    ("given", "layers", "expected"), [(None, 3, 3), (2, 3, 2), (None, None, None), (None, 0, None)]
+)
+def test_the_depth_is_the_models_where_none_was_given(given: int | None, layers: Any, expected: int | None) -> None:
+    assert Policy(depth=given).with_depth_of(SimpleNamespace(num_layers=layers)).depth == expected
+    assert Policy(depth=given).with_depth_of(object()).depth == given

@@ -175,3 +175,47 @@ def test_a_batch_without_edges() -> None:
     probes = probe_batches(whole, 5)
     assert all(probe.num_edges == 0 and 3 <= probe.num_nodes <= 9 for probe in probes)
     assert all(probe.num_sampled_nodes == [probe.num_nodes, 0] for probe in probes)
+
+
+@pytest.mark.parametrize("loops", [True, False])
+@pytest.mark.parametrize("name", LOADERS)
+def test_large_probes_are_the_batch_several_times(name: str, loops: bool) -> None:
+    whole = base(name)
+    *small, some, more = probe_batches(whole, 6, loops=loops, large=2)
+    assert len(small) == 4
+    assert max(probe.num_edges for probe in small) <= whole.num_edges
+    if "batch" in whole:  # a tree cannot have more seeds than one
+        assert more.num_nodes <= whole.num_nodes
+        return
+    for probe, blocks in ((some, 3), (more, 5)):
+        nodes, edges = hops_of(probe)
+        # Odd multiples of 256, no two of them the same.
+        assert [*nodes, *edges] == [256 * (blocks + 2 * place) for place in range(len(nodes) + len(edges))]
+        assert (sum(nodes), sum(edges)) == (probe.num_nodes, probe.num_edges)
+        assert probe.batch_size == len(probe.input_id) == nodes[0]
+        assert torch.equal(probe.x, graph().x[probe.place])
+        assert torch.equal(probe.n_id, probe.place)
+        check_ids(probe.n_id, nodes, whole.n_id, hops_of(whole)[0])
+        source, destination = graph().edge_index[:, probe.edge_attr]
+        row, col = probe.n_id[probe.edge_index]
+        assert torch.equal(col, destination)
+        turned = row != source
+        assert torch.equal(probe.edge_index[0][turned], probe.edge_index[1][turned])
+        assert bool(turned.any()) == loops
+        assert all(part.sum() <= 256 for part in turned.split(edges))
+
+
+def check_ids(some: Tensor, sizes: list[int], of: Tensor, of_sizes: list[int]) -> None:
+    """The ids of each hop are all of that hop's, about equally often."""
+    for part, whole in zip(some.split(sizes), of.split(of_sizes), strict=True):
+        found, times = part.unique(return_counts=True)
+        expected, least = whole.unique(return_counts=True)
+        assert torch.equal(found, expected)
+        shares = times / (least * len(part) / len(whole))
+        assert shares.max() < 2
+
+
+@pytest.mark.parametrize("large", [-1, 3, 2])
+def test_no_more_large_probes_than_there_are(large: int) -> None:
+    with pytest.raises(ValueError, match=rf"`large` must be 0 to 2 and not above `num`, 1, but got {large}. HINT: "):
+        probe_batches(base("two hops"), 1, large=large)

@@ -13,7 +13,7 @@ from torch_geometric.data import Data
 
 from lightning_gnnopt.memory.features import FeatureReader
 from lightning_gnnopt.memory.footprint import Ahead, Footprint
-from lightning_gnnopt.memory.learning import Learned
+from lightning_gnnopt.memory.learned import Learned
 from lightning_gnnopt.memory.predictors import AnalyticPredictor
 from lightning_gnnopt.memory.report import control_rows, control_table, explain, plot_peaks
 from lightning_gnnopt.memory.tally import Tally

@@ -15,7 +15,8 @@ from lightning.pytorch.callbacks import Callback
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from lightning_gnnopt.memory.split_steps import Part, SplitSteps
+from lightning_gnnopt.memory.parts import Part
+from lightning_gnnopt.memory.split_steps import SplitSteps
 from tests.memory.runs import Hooks, make_trainer, no_warnings
 
 ROWS = torch.randn(40, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(0))  # batches of 12, 12, 12, 4

@@ -508,8 +508,27 @@ WAYS = ("prune", "split", "resample-prune", "shrink-prune")
 TRAIN_SEEDS = 128
 
 
-def trained(*callbacks: Callback, batch_norm: bool = False) -> dict[str, Any]:
-    module, seen, watch = Net(batch_norm=batch_norm, dropout=0.3 if batch_norm else 0.0).double(), Batches(), Watch()
+class OneRankRaises(Net):
+    """Raises in the probes of one process, where a Trainer has no callbacks."""
+
+    def training_step(self, batch: Any, batch_idx: int) -> Any:
+        if not self.trainer.callbacks and self.trainer.global_rank == 1:
+            raise KeyError("only here")
+        return super().training_step(batch, batch_idx)
+
+
+class OneRankDiffers(Net):
+    """Has other allocations for each batch in one process."""
+
+    def training_step(self, batch: Any, batch_idx: int) -> Any:
+        if self.trainer.global_rank == 1:
+            self.kept = [torch.zeros(3) for _ in range(batch.num_edges % 4)]
+        return super().training_step(batch, batch_idx)
+
+
+def trained(*callbacks: Callback, batch_norm: bool = False, make_module: Callable[..., Net] = Net) -> dict[str, Any]:
+    module = make_module(batch_norm=batch_norm, dropout=0.3 if batch_norm else 0.0).double()
+    seen, watch = Batches(), Watch()
     trainer = make_trainer(*callbacks, seen, watch, devices=2, strategy="ddp")
     L.seed_everything(11, verbose=False)
     with no_warnings():
@@ -518,6 +537,7 @@ def trained(*callbacks: Callback, batch_norm: bool = False) -> dict[str, Any]:
         "weights": torch.cat([value.flatten().double() for value in module.state_dict().values()]).tolist(),
         "losses": seen.losses,
         "seeds": [batch.input_id.tolist() for batch in seen.batches],
+        "epochs": seen.epochs,
         "steps": trainer.global_step,
         "peaks": watch.peaks["train"],
         "rng": [torch.rand(3).tolist(), random.random(), np.random.random()],
@@ -541,6 +561,16 @@ def in_two_processes(folder: str) -> None:
     for way in WAYS:
         control = watched(budget, on_exceed=tuple(way.split("-")))
         results[way] = {**trained(control), "tally": control.tally.to_dict(), "budget": budget}
+    for make_module in (OneRankRaises, OneRankDiffers):
+        control = watched(on_exceed=("resample", "prune"))
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            found = trained(control, make_module=make_module)
+        assert control.controller is not None
+        found["reason"] = control.controller.learned["train", 0].reason
+        found["pairs"] = len(control.controller.pairs)
+        found["said"] = [str(w.message) for w in caught if "`MemoryControl`" in str(w.message)]
+        results[make_module.__name__] = found
     Path(folder, f"{os.environ['LOCAL_RANK']}.json").write_text(json.dumps(results))
     dist.barrier()
     dist.destroy_process_group()
@@ -607,17 +637,41 @@ def test_two_processes_that_split_train_as_without_a_budget(ranks: list[dict[str
 @pytest.mark.parametrize("way", WAYS)
 def test_two_processes_see_each_seed_once_an_epoch(way: str, ranks: list[dict[str, Any]]) -> None:
     for epoch in range(2):
-        seen = []
+        seen: list[int] = []
+        repeats: list[list[bool]] = []
         for rank in ranks:
-            half = len(rank[way]["seeds"]) // 2
-            # Epochs of as many batches each, unless seeds came back: these are told apart by their number.
-            batches = rank[way]["seeds"] if "shrink" in way else rank[way]["seeds"][half * epoch :][:half]
-            seen += [seed for batch in batches for seed in batch]
-        if "shrink" not in way:
-            assert sorted(seen) == list(range(TRAIN_SEEDS))
-            continue
-        # A process with fewer further batches repeats seeds of its own, so that all make as many steps.
-        counts = Counter(seen)
-        assert sorted(counts) == list(range(TRAIN_SEEDS))
-        assert min(counts.values()) == 2
-        assert sum(counts.values()) < 3 * TRAIN_SEEDS
+            own: set[int] = set()
+            repeats.append([])
+            for seeds, of_epoch in zip(rank[way]["seeds"], rank[way]["epochs"], strict=True):
+                if of_epoch == epoch:
+                    assert len(set(seeds)) == len(seeds)
+                    # All of a batch's seeds are new, or none is: then it is there for the other process' sake.
+                    assert own.isdisjoint(seeds) or own.issuperset(seeds)
+                    repeats[-1].append(own.issuperset(seeds))
+                    seen += [] if repeats[-1][-1] else seeds
+                    own.update(seeds)
+        assert sorted(seen) == list(range(TRAIN_SEEDS))
+        # All must make as many steps, but none is made in which both repeat.
+        assert len(repeats[0]) == len(repeats[1])
+        assert not any(map(all, zip(*repeats, strict=True)))
+        assert any(map(any, repeats)) <= ("shrink" in way)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["OneRankRaises", "OneRankDiffers"])
+def test_two_processes_go_the_same_way(name: str, ranks: list[dict[str, Any]]) -> None:
+    """Of one process' step there is no tape, or its probe raises: neither waits for the other, and both train on."""
+    first, second = (rank[name] for rank in ranks)
+    for rank in ranks:
+        for what in ("weights", "losses", "seeds", "steps", "rng"):
+            assert rank[name][what] == rank["plain"][what], what
+        assert rank[name]["pairs"] >= 4
+    assert second["said"] == []  # the first process speaks for all
+    if name == "OneRankRaises":
+        assert first["reason"] == "the step of another process raised an error on a tiny batch"
+        assert second["reason"] == "the step raised KeyError on a tiny batch: 'only here'"
+        assert any(first["reason"] in said and "learns from the batches that are run" in said for said in first["said"])
+    else:
+        assert first["reason"] == "The step of another process has no allocation tape."
+        assert second["reason"].startswith("Every probe must allocate and release in the same order")
+        assert any(first["reason"] in said and "learns the memory of 'train' steps" in said for said in first["said"])
