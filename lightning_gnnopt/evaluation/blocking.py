@@ -113,8 +113,9 @@ class BlockingValidation:
             started_s=ended_s,
             ended_s=ended_s,
         )
+        verdict = trainer.strategy.broadcast(verdict)  # processes may have metrics of their own
         path = ""
-        if trainer.strategy.broadcast(self._ranking.judge(verdict)):
+        if self._ranking.judge(verdict):
             if snapshot is None:
                 snapshot = self._folder.new(step=verdict.step, epoch=verdict.epoch, with_checkpoint=True)
                 trainer.save_checkpoint(snapshot.checkpoint)

@@ -41,12 +41,13 @@ class Delivery:
             config.strict = False
         self._adopt()
 
-    def deliver(self, verdict: Verdict, *, log_step: int) -> None:
+    def deliver(self, verdict: Verdict, *, log_step: int, is_over: bool = False) -> None:
         """Hand over a verdict.
 
         Args:
             verdict: The verdict; in the order of their steps.
             log_step: The step that loggers count its snapshot under.
+            is_over: Whether training has ended, so that there is nothing to stop.
         """
         trainer = self._trainer
         first, lag = not self._last, float(trainer.global_step - verdict.step)
@@ -66,8 +67,9 @@ class Delivery:
         if first:
             self._adopt()
             self._give_back(known=False)
-        for callback, _, _ in self._stoppers:  # those that look after a validation: this is one
-            callback.on_validation_end(trainer, trainer.lightning_module)
+        if not is_over:
+            for callback, _, _ in self._stoppers:  # those that look after a validation: this is one
+                callback.on_validation_end(trainer, trainer.lightning_module)
 
     def expire(self) -> None:
         """Take away what was delivered: a new epoch begins."""

@@ -154,7 +154,7 @@ class Session:
                     " `timeout_s`."
                 )
         if not self.is_blocking:
-            self._exchange()
+            self._exchange(is_over=True)
         if self.is_blocking:
             self._blocking.judge_unjudged()
         elif self._delivery is not None:
@@ -186,7 +186,7 @@ class Session:
             "schedule": self._schedule.state_dict(),
             "folder": str(self._folder.folder),
             "waiting": [
-                {**snapshot.to_state(), "log_step": self._log_steps.get(snapshot.step, snapshot.step)}
+                {**snapshot.to_state(), "log_step": self._log_steps.get(snapshot.step, snapshot.step - 1)}
                 for snapshot in waiting
             ],
         }
@@ -265,7 +265,7 @@ class Session:
 
     # Verdicts
 
-    def _exchange(self) -> None:
+    def _exchange(self, *, is_over: bool = False) -> None:
         """Hand out what has come, in all processes together."""
         outcomes = [] if self._supervisor is None else self._supervisor.collect()
         if self._trainer.world_size > 1:
@@ -275,16 +275,17 @@ class Session:
                 self.ranking.load_state_dict(ranking, must_exist=False)
                 self._log_steps = log_steps
         for outcome in outcomes:
-            self._hand_out(outcome)
+            self._hand_out(outcome, is_over)
 
-    def _hand_out(self, outcome: Outcome) -> None:
+    def _hand_out(self, outcome: Outcome, is_over: bool) -> None:
         assert self._delivery is not None
         if outcome.notice:
             rank_zero_warn(outcome.notice)
         if outcome.verdict is not None:
             verdict = outcome.verdict
             self.lags.append(self._trainer.global_step - verdict.step)
-            self._delivery.deliver(verdict, log_step=self._log_steps.pop(verdict.step, verdict.step))
+            log_step = self._log_steps.pop(verdict.step, verdict.step - 1)
+            self._delivery.deliver(verdict, log_step=log_step, is_over=is_over)
         if outcome.error is not None:
             self._fail(outcome.error)
 
