@@ -22,6 +22,7 @@ from lightning_gnnopt.evaluation.messages import ValidationFailed
 from lightning_gnnopt.evaluation.options import Options
 from lightning_gnnopt.evaluation.packing import pack
 from lightning_gnnopt.evaluation.ranking import Ranking
+from lightning_gnnopt.evaluation.resuming import take_up
 from lightning_gnnopt.evaluation.schedule import Schedule
 from lightning_gnnopt.evaluation.snapshots import Snapshot, SnapshotFolder, of_steps
 from lightning_gnnopt.evaluation.supervisor import Outcome, Supervisor
@@ -235,33 +236,11 @@ class Session:
         supervisor.start()
         self._pool.copy(weights_of(self._module)).release()  # the first write to fresh memory is slow
         if loaded:
-            self._resume(loaded, supervisor)
-        return supervisor
-
-    def _resume(self, loaded: Mapping[str, Any], supervisor: Supervisor) -> None:
-        """Take up what an earlier run left: snapshots without a verdict, and verdicts that came after its last state.
-
-        A checkpoint's state is of the moment before its own snapshot was taken, so files say more than it does. Those
-        of steps that this run is yet to come to are of another future.
-        """
-        step_now = self._trainer.global_step
-        folders = {Path(loaded["folder"]), self._folder.folder}
-        earlier = [SnapshotFolder(folder, filename=self._folder.filename) for folder in folders]
-        verdicts = [found for folder in earlier for found in folder.read_verdicts() if self._options.save_top_k]
-        for verdict, path in verdicts:
-            if not path or verdict.step > step_now or path in self.ranking.kept or not Path(path).is_file():
-                continue
-            for worse in self.ranking.enter(path, verdict):
-                self._folder.remove(worse)
-        waiting = {snapshot.weights: snapshot for folder in earlier for snapshot in folder.unjudged()}
-        for state in loaded["waiting"]:
-            snapshot = Snapshot.from_state(state)
-            if snapshot.weights.exists():
-                waiting[snapshot.weights] = snapshot
-                self._log_steps[snapshot.step] = int(state["log_step"])
-        for snapshot in sorted(waiting.values(), key=lambda snapshot: snapshot.step):
-            if snapshot.step <= step_now:
+            step_now = self._trainer.global_step
+            for snapshot, log_step in take_up(loaded, self._folder, self.ranking, step_now=step_now):
+                self._log_steps[snapshot.step] = log_step
                 supervisor.submit(snapshot, None)
+        return supervisor
 
     # Verdicts
 
