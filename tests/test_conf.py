@@ -13,11 +13,11 @@ from hydra import compose, initialize_config_module
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
-from lightning_gnnopt import GraphDataModule
+from lightning_gnnopt import AsyncValidation, GraphDataModule
 from lightning_gnnopt.datasets import dataset_names, describe
 from lightning_gnnopt.models import MODELS, NodeClassifier
 from lightning_gnnopt.sampling import SAMPLERS, Topology
-from lightning_gnnopt.train import build
+from lightning_gnnopt.train import build, build_members
 
 CONF = Path(__file__).resolve().parent.parent / "conf"
 
@@ -111,10 +111,15 @@ def test_gpu_trainer_insists_on_a_gpu() -> None:
 
 @pytest.mark.parametrize("name", [name for name in options("callbacks") if name != "none"])
 def test_callbacks_config_builds_callbacks(name: str) -> None:
-    members = composed(f"callbacks={name}").callbacks
+    members = build_members(composed(f"callbacks={name}").callbacks)
     assert members
-    for member in members.values():
-        assert isinstance(instantiate(member, _convert_="all"), L.Callback)
+    assert all(isinstance(member, L.Callback) for member in members)
+
+
+def test_async_validation_keeps_the_best_weights_itself() -> None:
+    config = composed("callbacks=[default,async_validation]").callbacks
+    assert config.model_checkpoint is None
+    assert set(config.async_validation) - {"_target_"} == set(inspect.signature(AsyncValidation).parameters)
 
 
 @pytest.mark.parametrize("name", ["csv"])

@@ -69,7 +69,7 @@ def quiet_trainer(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     plain = L.Trainer
 
     def trainer(**given: object) -> L.Trainer:
-        quiet = {"accelerator": "cpu", "logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
+        quiet = {"accelerator": "cpu", "logger": False, "enable_progress_bar": False}
         return plain(**{**given, **quiet, "max_epochs": 1, "default_root_dir": tmp_path})
 
     monkeypatch.setattr(L, "Trainer", trainer)

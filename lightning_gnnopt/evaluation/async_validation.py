@@ -53,8 +53,8 @@ class AsyncValidation(Checkpoint):
         when_busy: What happens when there are that many. ``"coalesce"``: the latest that waits gives way to the new
             one, so that training never waits and verdicts never get old. ``"queue"``: all are judged, however late.
             ``"wait"``: training waits.
-        timeout_s: Seconds that one validation may take, and those that the end of `fit` waits for verdicts; None waits
-            for ever.
+        timeout_s: Seconds that one validation may take, and that the end of `fit` waits for the next verdict; None
+            waits for ever.
         on_failure: What happens when the process has failed, was started again and has failed again. ``"block"``: a
             warning, and Lightning validates within training, the snapshots without a verdict first. ``"raise"``: the
             error.

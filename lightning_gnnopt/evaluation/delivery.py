@@ -69,7 +69,8 @@ class Delivery:
             self._give_back(known=False)
         if not is_over:
             for callback, _, _ in self._stoppers:  # those that look after a validation: this is one
-                callback.on_validation_end(trainer, trainer.lightning_module)
+                if callback.monitor in verdict.metrics or callback.monitor not in self._fresh:
+                    callback.on_validation_end(trainer, trainer.lightning_module)
 
     def expire(self) -> None:
         """Take away what was delivered: a new epoch begins."""

@@ -150,9 +150,9 @@ class Session:
             if not is_done and not self._supervisor.has_failed:
                 self._supervisor.stop()
                 rank_zero_warn(
-                    f"{of_steps(self._supervisor.waiting)} had no verdict {self._options.timeout_s:g} s after training"
-                    f" ended. They stay in '{self._folder.folder}' and are judged when the run is resumed. HINT: raise"
-                    " `timeout_s`."
+                    f"{of_steps(self._supervisor.waiting)} had no verdict: the next one did not come within"
+                    f" {self._options.timeout_s:g} s. They stay in '{self._folder.folder}' and are judged when the run"
+                    " is resumed. HINT: raise `timeout_s`."
                 )
         if not self.is_blocking:
             self._exchange(is_over=True)

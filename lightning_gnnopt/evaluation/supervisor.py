@@ -20,6 +20,7 @@ from lightning_gnnopt.evaluation.snapshots import Snapshot, SnapshotFolder
 from lightning_gnnopt.evaluation.timeline import Timeline
 
 _LOST_IN_A_ROW = 2
+_GRACE_S = 2.0
 _WRITING_S = 600.0  # how long a stop waits for what is being written
 
 
@@ -160,19 +161,24 @@ class Supervisor:
         """Wait until all snapshots have their verdicts.
 
         Args:
-            timeout_s: Longest time to wait; None for ever.
+            timeout_s: Longest time to wait for the next one; None for ever. It begins anew with a process that is
+                started again, and the time that a process takes to start does not count.
             while_waiting: Called a few times a second with the snapshots that wait and the seconds so far.
 
         Returns:
             Whether all have one now.
         """
-        started_s = time.monotonic()
+        started_s = since_s = time.monotonic()
+        before: Any = None
         while not self._backlog.wait_until_empty(0.25):
-            passed_s = time.monotonic() - started_s
-            if self.has_failed or (timeout_s is not None and passed_s > timeout_s):
+            now_s, waiting, child = time.monotonic(), self.waiting, self._child
+            if (len(waiting), child) != before or child.startup_s is None:
+                before, since_s = (len(waiting), child), now_s
+            # The validation itself times out first, and is tried again.
+            if self.has_failed or (timeout_s is not None and now_s - since_s > timeout_s + _GRACE_S):
                 return False
-            while_waiting(self.waiting, passed_s)
-        return True
+            while_waiting(waiting, now_s - started_s)
+        return not self.has_failed
 
     def stop(self) -> None:
         """End the process and the threads; what is to be written still is. May be called again."""
