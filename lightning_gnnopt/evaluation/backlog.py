@@ -84,15 +84,20 @@ class Backlog(Generic[T]):
         with self._changed:
             return self._closed
 
-    def offer(self, item: T) -> Offer[T]:
-        """Offer an item; only with ``"wait"`` does this take time. After :meth:`close`, it is refused."""
+    def offer(self, item: T, *, always: bool = False) -> Offer[T]:
+        """Offer an item; only with ``"wait"`` does this take time. After :meth:`close`, it is refused.
+
+        Args:
+            item: The item.
+            always: Whether the bound does not hold for it.
+        """
         with self._changed:
-            if self.when_busy == "wait":
+            if self.when_busy == "wait" and not always:
                 self._changed.wait_for(lambda: self._closed or not self._full())
             if self._closed:
                 return Offer(False)
             dropped = None
-            if self.when_busy == "coalesce" and self._full():
+            if self.when_busy == "coalesce" and self._full() and not always:
                 if not self._waiting:
                     return Offer(False)
                 dropped = self._waiting.pop()

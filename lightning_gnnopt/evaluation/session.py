@@ -210,8 +210,10 @@ class Session:
         snapshot = self._folder.new(step=step, epoch=epoch, with_checkpoint=checkpoint is not None)
         self._log_steps[step] = log_step
         self.timeline.record("training", f"snapshot {step}", started_s, time.monotonic(), step=step)
-        if self._supervisor.submit(snapshot, copied) is not None:
+        skipped = self._supervisor.submit(snapshot, copied)
+        if skipped is not None:
             self.num_skipped += 1
+            self._log_steps.pop(skipped.step, None)
 
     def _start_supervisor(self, loaded: Mapping[str, Any]) -> Supervisor:
         options = self._options

@@ -120,7 +120,8 @@ class Supervisor:
 
         Args:
             snapshot: Names its files.
-            copied: ``{"weights": ..., "checkpoint": ...}``, to be written; None if the files are there.
+            copied: ``{"weights": ..., "checkpoint": ...}``, to be written; None if the files are there, of an earlier
+                run: all of these are judged.
 
         Returns:
             The snapshot that will not be judged because of it, which may be itself; None if all will.
@@ -129,7 +130,7 @@ class Supervisor:
         if copied is None:
             item.has_weights.set()
             item.is_written.set()
-        offer = self._backlog.offer(item)
+        offer = self._backlog.offer(item, always=copied is None)
         if offer.accepted:
             self._to_write.put(item)
         elif copied is not None:

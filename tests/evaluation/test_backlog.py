@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lightning_gnnopt.evaluation.backlog import Backlog, Offer
+from lightning_gnnopt.evaluation.backlog import Backlog, Offer, WhenBusy
 
 
 class Item:
@@ -210,3 +210,10 @@ def test_done_needs_a_running_item() -> None:
 def test_arguments_are_checked(arguments: Any, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         Backlog(*arguments)
+
+
+@pytest.mark.parametrize("when_busy", ["coalesce", "wait"])
+def test_the_bound_does_not_hold_for_what_has_to_be_taken(when_busy: WhenBusy) -> None:
+    backlog: Backlog[str] = Backlog(1, when_busy)
+    assert [backlog.offer(item, always=True) for item in "abc"] == [Offer(True)] * 3
+    assert backlog.pending == ["a", "b", "c"]
