@@ -120,6 +120,7 @@ class AsyncValidation(Checkpoint):
         self.figure = None if figure is None else Path(figure)
         self._session: Session | None = None
         self._state: dict[str, Any] = {}
+        self._told_path = ""
         self._is_active = False
 
     # What a user asks for
@@ -137,7 +138,12 @@ class AsyncValidation(Checkpoint):
     @property
     def best_model_path(self) -> str:
         """The best checkpoint; empty if there is none."""
-        return "" if self._session is None else self._session.ranking.best_path
+        return self._told_path if self._session is None else self._session.ranking.best_path
+
+    @best_model_path.setter
+    def best_model_path(self, path: str) -> None:
+        # Lightning's launchers tell it to the process that has started the others.
+        self._told_path = path
 
     @property
     def best_model_score(self) -> Tensor | None:
@@ -180,8 +186,9 @@ class AsyncValidation(Checkpoint):
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         if stage != "fit":
             return
-        if self._session is not None:
-            self._session.close()
+        before = self._session
+        if before is not None:
+            before.close()
         self._state = {}  # what is resumed is loaded after this
         is_trial = bool(trainer.fast_dev_run)  # type: ignore[attr-defined]
         self._is_active = not is_trial and bool(trainer.limit_val_batches)
@@ -194,22 +201,28 @@ class AsyncValidation(Checkpoint):
         check(trainer, pl_module, monitor=self.options.monitor)
         folder = trainer.strategy.broadcast(checkpoint_folder(trainer, self.dirpath))
         datamodule: Any = trainer.datamodule  # type: ignore[attr-defined]
-        if hasattr(datamodule, "share") and self.options.datamodule_factory is None and trainer.world_size == 1:
+        if hasattr(datamodule, "share_graph") and self.options.datamodule_factory is None and trainer.world_size == 1:
             try:
-                datamodule.share()
+                datamodule.share_graph()
             except OSError as error:
                 rank_zero_warn(f"The graph could not be put into memory that processes share ({error}); it is copied.")
         self._session = Session(trainer, pl_module, self.options, folder=folder, filename=self.filename)
-
-    @override
-    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        if self._running is not None:
-            self._running.start(self._state)
+        if before is not None and before.folder == folder:  # another `fit`, of the same checkpoints
+            self._session.ranking.load_state_dict(before.ranking.state_dict())
+        first: Any = trainer.checkpoint_callback
+        if first is not self:
+            rank_zero_warn(
+                "`ckpt_path='best'` will ask the first of the Trainer's checkpoint callbacks, which is"
+                f" {type(first).__name__}. HINT: put `AsyncValidation` before it."
+            )
 
     @override
     def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        if self._running is not None:
-            self._running.start_epoch()
+        if self._running is None:
+            return
+        if not self._running.is_started:  # here, when the module's own `on_train_start` is over
+            self._running.start(self._state)
+        self._running.start_epoch()
 
     @override
     def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *args: Any, **kwargs: Any) -> None:
@@ -237,8 +250,13 @@ class AsyncValidation(Checkpoint):
             except ModuleNotFoundError:
                 rank_zero_warn(f"'{self.figure}' is not drawn: matplotlib is not installed.")
                 return
-            self.figure.parent.mkdir(parents=True, exist_ok=True)
-            figure.savefig(self.figure, dpi=150)
+            try:
+                self.figure.parent.mkdir(parents=True, exist_ok=True)
+                figure.savefig(self.figure, dpi=150)
+            except OSError as error:
+                rank_zero_warn(f"'{self.figure}' could not be written: {error}")
+            finally:
+                figure.clear()
 
     @override
     def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
@@ -250,11 +268,13 @@ class AsyncValidation(Checkpoint):
 
     @override
     def state_dict(self) -> dict[str, Any]:
-        return self._state if self._session is None else self._session.state_dict()
+        return self._session.state_dict() if self._session is not None and self._session.is_started else self._state
 
     @override
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self._state = state_dict
+        if self._running is not None:
+            self._running.load_ranking(state_dict)
 
     @property
     def _running(self) -> Session | None:

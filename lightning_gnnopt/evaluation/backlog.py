@@ -79,6 +79,14 @@ class Backlog(Generic[T]):
             return [*self._running, *self._waiting]
 
     @property
+    def refuses(self) -> bool:
+        """Whether an item that is offered now would be refused."""
+        with self._changed:
+            if self._closed:
+                return True
+            return self.when_busy == "coalesce" and self._full() and not self._waiting
+
+    @property
     def closed(self) -> bool:
         """Whether no item is accepted any more."""
         with self._changed:

@@ -6,7 +6,6 @@ import time
 from typing import Any
 
 import lightning as L
-import torch
 from lightning.pytorch.utilities import rank_zero_warn
 
 from lightning_gnnopt.evaluation.copying import CopyPool
@@ -14,7 +13,7 @@ from lightning_gnnopt.evaluation.messages import Verdict
 from lightning_gnnopt.evaluation.ranking import Ranking
 from lightning_gnnopt.evaluation.schedule import Schedule
 from lightning_gnnopt.evaluation.snapshots import Snapshot, SnapshotFolder, of_steps
-from lightning_gnnopt.evaluation.weights import load_weights, weights_of
+from lightning_gnnopt.evaluation.weights import load_weights, read_weights, weights_of
 
 
 class BlockingValidation:
@@ -80,30 +79,36 @@ class BlockingValidation:
             if unjudged:
                 rank_zero_warn(f"{of_steps(unjudged)} stay without a verdict until the run is resumed.")
             return
-        now = CopyPool().copy(weights_of(self._module)) if unjudged else None
-        for snapshot in unjudged:
-            if not snapshot.weights.exists():
-                continue
-            load_weights(self._module, torch.load(snapshot.weights, weights_only=True, map_location="cpu"))
-            self._judged_now = snapshot
-            self._validate_now()
+        if not unjudged:
+            return
+        now = CopyPool().copy(weights_of(self._module))
+        now.wait()
+        try:
+            for snapshot in unjudged:
+                if snapshot.weights.exists():
+                    self._judged_now = snapshot
+                    load_weights(self._module, read_weights(snapshot.weights))
+                    self._validate_now()
+        finally:
             self._judged_now = None
-        if now is not None:
             load_weights(self._module, now.value)
 
     def _validate_now(self) -> None:
         """Validate as Lightning's `TrainingEpochLoop` does between two batches."""
         connector = self._trainer._logger_connector
         self._trainer.validating, first = True, connector._first_loop_iter
-        self._epoch_loop.val_loop.run()
-        self._trainer.training, connector._first_loop_iter = True, first
+        try:
+            self._epoch_loop.val_loop.run()
+        finally:
+            self._trainer.training, connector._first_loop_iter = True, first
 
     def end_validation(self) -> None:
         """Rank weights that Lightning has validated."""
         if not self.is_on or self._trainer.sanity_checking:
             return
         trainer, snapshot, ended_s = self._trainer, self._judged_now, time.monotonic()
-        metrics = {name: value.detach().cpu() for name, value in trainer.callback_metrics.items()}
+        found = trainer._logger_connector.metrics["callback"]  # of this validation; `callback_metrics` has others too
+        metrics = {name: value.detach().cpu() for name, value in found.items()}
         verdict = Verdict(
             step=trainer.global_step if snapshot is None else snapshot.step,
             epoch=trainer.current_epoch if snapshot is None else snapshot.epoch,

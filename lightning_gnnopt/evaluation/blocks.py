@@ -14,6 +14,7 @@ from torch.storage import UntypedStorage
 from lightning_gnnopt.sampling.shared_arrays import SharedArrays, find_shared
 
 _ALIGNMENT = 64  # torch's own for host memory: kernels may round differently where a row begins elsewhere
+_CHUNK = 2**24
 _OWN_FILE_BYTES = 16 * 2**20  # smaller ones lie in one file together: each file is an open descriptor
 
 
@@ -106,7 +107,7 @@ class Memory:
                 owner = owner.cpu()  # type: ignore[no-untyped-call]
                 address = owner.data_ptr()
             name = None if nbytes < min_bytes else "small" if nbytes < _OWN_FILE_BYTES else f"block{number}"
-            if name is not None and find_shared(address, nbytes) is not None:
+            if name is not None and _is_shared(owner, address, nbytes):
                 places.append(Place(f"block{number}", 0, nbytes))
                 shared.append((f"block{number}", address, nbytes))
                 continue
@@ -130,6 +131,15 @@ class Memory:
             assert source is not None
             source.adopt(name, address, nbytes)
         return places, together[None].tobytes(), source, shared_bytes
+
+
+def _is_shared(owner: Any, address: int, nbytes: int) -> bool:
+    """Whether memory is shared already, and still has what it had then: what is written to it stays in this process."""
+    found = find_shared(address, nbytes)
+    if found is None:
+        return False
+    file, mine = found[0].map().view(np.uint8), raw_bytes(owner, address, nbytes)
+    return all(np.array_equal(mine[k : k + _CHUNK], file[k : k + _CHUNK]) for k in range(0, nbytes, _CHUNK))
 
 
 def raw_bytes(owner: Any, address: int, nbytes: int) -> NDArray[np.uint8]:
@@ -167,8 +177,8 @@ def file_of(root: np.memmap[Any, Any]) -> File | None:
         if root.mode == "c":
             # what was written to such an array is not in its file
             file = np.memmap(path, np.uint8, mode="r", offset=root.offset, shape=(root.nbytes,))  # type: ignore[call-overload]
-            mine, chunk = raw_bytes(root, address_of(root), root.nbytes), 2**24
-            if not all(np.array_equal(mine[k : k + chunk], file[k : k + chunk]) for k in range(0, len(mine), chunk)):
+            mine = raw_bytes(root, address_of(root), root.nbytes)
+            if not all(np.array_equal(mine[k : k + _CHUNK], file[k : k + _CHUNK]) for k in range(0, len(mine), _CHUNK)):
                 return None
     except (OSError, TypeError):  # deleted, or a file without a name
         return None

@@ -34,6 +34,7 @@ class Blueprint:
         dtype: torch's default type.
         matmul_precision: torch's precision of float32 matrix products; None leaves it.
         cudnn: Flags of `torch.backends.cudnn`.
+        logger: Name, version and folder of the first logger.
     """
 
     module: L.LightningModule
@@ -49,6 +50,7 @@ class Blueprint:
     dtype: torch.dtype = torch.float32
     matmul_precision: str | None = None
     cudnn: Mapping[str, bool] = field(default_factory=dict)
+    logger: Mapping[str, Any] = field(default_factory=dict)
 
     @classmethod
     def of(
@@ -105,6 +107,7 @@ class Blueprint:
             dtype=torch.get_default_dtype(),
             matmul_precision=_matmul_precision(),
             cudnn=_cudnn_flags(),
+            logger=_place_of(trainer),
         )
 
     def configure_torch(self) -> None:
@@ -134,6 +137,12 @@ class Blueprint:
             enable_model_summary=False,
             enable_autolog_hparams=False,
         )
+
+
+def _place_of(trainer: L.Trainer) -> dict[str, Any]:
+    if trainer.logger is None:
+        return {}
+    return {"name": trainer.logger.name, "version": trainer.logger.version, "log_dir": trainer.log_dir}
 
 
 def _deterministic() -> Any:

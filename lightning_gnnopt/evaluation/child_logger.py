@@ -14,12 +14,36 @@ class ChildLogger(DummyLogger):
     """Keeps the metrics that a module gives to its logger itself, for the loggers of the training process.
 
     All else that a module may ask of a logger, such as `self.logger.experiment.add_image(...)`, does nothing.
+
+    Args:
+        place: Name, version and folder of the training process's logger, which files may be written beside.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, place: Mapping[str, Any] | None = None) -> None:
         super().__init__()
+        self._place = dict(place or {})
         self._records: list[tuple[dict[str, float], int | None]] = []
         self._is_silent = False
+
+    @property
+    @override
+    def name(self) -> str:
+        return str(self._place.get("name", ""))
+
+    @property
+    @override
+    def version(self) -> Any:
+        return self._place.get("version", "")
+
+    @property
+    @override
+    def save_dir(self) -> str | None:  # which `trainer.log_dir` is
+        return self._place.get("log_dir")
+
+    @property
+    @override
+    def log_dir(self) -> str | None:
+        return self._place.get("log_dir")
 
     @override
     def log_metrics(self, metrics: Mapping[str, Any], step: int | None = None) -> None:

@@ -101,10 +101,12 @@ class CopyPool:
         self._used_bytes += nbytes
         self._peak_bytes = max(self._peak_bytes, self._used_bytes)
 
-    def _give_back(self, buffers: Sequence[tuple[_Key, Tensor]]) -> None:
+    def _give_back(self, buffers: Sequence[tuple[_Key, Tensor]], *, again: bool = True) -> None:
         with self._lock:
             for key, buffer in buffers:
                 self._used_bytes -= buffer.nbytes
+                if not again:
+                    continue
                 self._free_bytes += buffer.nbytes
                 self._free.setdefault(key, []).append(buffer)
                 self._free.move_to_end(key)
@@ -148,8 +150,12 @@ class Copied:
             pool, self._pool = self._pool, None
         if pool is None:
             return
-        self.wait()  # else the next copy's owner could read what a device still writes
-        pool._give_back(self._buffers)
+        try:
+            self.wait()  # else the next copy's owner could read what a device still writes
+        except RuntimeError:  # the device has failed, which is told to who waits for the copy
+            pool._give_back(self._buffers, again=False)
+        else:
+            pool._give_back(self._buffers)
         self._value, self._buffers, self._events = None, (), ()
 
 

@@ -27,7 +27,8 @@ def take_up(
     Returns:
         The snapshots without a verdict and the steps that they are logged under, the oldest first.
     """
-    folders = [SnapshotFolder(place, filename=folder.filename) for place in {Path(loaded["folder"]), folder.folder}]
+    places = {Path(loaded["folder"]), folder.folder}
+    folders = [SnapshotFolder(place, filename=folder.filename, run=folder.run) for place in places]
     verdicts = [found for place in folders for found in place.read_verdicts() if ranking.save_top_k]
     for verdict, path in verdicts:
         if not path or verdict.step > step_now or path in ranking.kept or not Path(path).is_file():

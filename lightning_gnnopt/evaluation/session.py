@@ -26,7 +26,7 @@ from lightning_gnnopt.evaluation.resuming import take_up
 from lightning_gnnopt.evaluation.schedule import Schedule
 from lightning_gnnopt.evaluation.snapshots import Snapshot, SnapshotFolder, of_steps
 from lightning_gnnopt.evaluation.supervisor import Outcome, Supervisor
-from lightning_gnnopt.evaluation.surroundings import spare_device
+from lightning_gnnopt.evaluation.surroundings import averages_weights, check_checkpoints, spare_device
 from lightning_gnnopt.evaluation.timeline import Timeline
 from lightning_gnnopt.evaluation.weights import weights_of
 
@@ -52,6 +52,7 @@ class Session:
         timeline: Who did what when.
         lags: Of each verdict, the steps between its snapshot and its arrival.
         num_skipped: Snapshots that a newer one took the place of.
+        is_started: Whether :meth:`start` has been called.
     """
 
     def __init__(
@@ -80,9 +81,16 @@ class Session:
         self._log_steps: dict[int, int] = {}
         self._epoch_started_s = 0.0
         self._resumes = False
+        self._waiting: list[Snapshot] = []
+        self.is_started = False
         self._blocking = BlockingValidation(
             trainer, pl_module, folder=self._folder, ranking=self.ranking, schedule=self._schedule
         )
+
+    @property
+    def folder(self) -> Path:
+        """Where checkpoints go."""
+        return self._folder.folder
 
     @property
     def is_blocking(self) -> bool:
@@ -101,9 +109,10 @@ class Session:
         Args:
             loaded: The state of the run that is resumed; nothing if there is none.
         """
-        self._resumes = bool(loaded)
+        self.is_started, self._resumes = True, bool(loaded)
         if loaded:
-            self.ranking.load_state_dict(loaded["ranking"])
+            self._folder.run = loaded["run"]
+            self.load_ranking(loaded)
             self._schedule.load_state_dict(loaded["schedule"])
         self._delivery = Delivery(self._trainer, monitor=self._options.monitor)
         error: Exception | None = None
@@ -116,6 +125,10 @@ class Session:
         error = self._told_to_all(error)
         if error is not None:
             self._fail(error)
+
+    def load_ranking(self, loaded: Mapping[str, Any]) -> None:
+        """Know the best checkpoints of the run that is resumed, even if there is nothing left to train."""
+        self.ranking.load_state_dict(loaded["ranking"])
 
     def start_epoch(self) -> None:
         """Begin an epoch: what was delivered in the one before is no news any more."""
@@ -170,6 +183,8 @@ class Session:
         if self._supervisor is not None:
             self._supervisor.stop()
             self._folder.sweep()
+            # What comes after training gets the memory of copies, and of what the process was sent.
+            self._waiting, self._supervisor, self._pool = self._supervisor.waiting, None, CopyPool()
         if self._delivery is not None:
             self._delivery.close()
 
@@ -179,12 +194,15 @@ class Session:
 
     def state_dict(self) -> dict[str, Any]:
         """What a resumed run needs to know, as plain types."""
-        waiting = self._blocking.unjudged if self._supervisor is None or self.is_blocking else self._supervisor.waiting
+        waiting = self._waiting if self._supervisor is None else self._supervisor.waiting
+        if self.is_blocking:
+            waiting = self._blocking.unjudged
         with self._supervisor.lock if self._supervisor is not None else nullcontext():
             ranking = self.ranking.state_dict()
         return {
             "ranking": ranking,
             "schedule": self._schedule.state_dict(),
+            "run": self._folder.run,
             "folder": str(self._folder.folder),
             "waiting": [
                 {**snapshot.to_state(), "log_step": self._log_steps.get(snapshot.step, snapshot.step - 1)}
@@ -197,14 +215,21 @@ class Session:
     def _take_snapshot(self, *, log_step: int) -> None:
         started_s = time.monotonic()
         trainer, step, epoch = self._trainer, self._trainer.global_step, self._trainer.current_epoch
+        if trainer.world_size == 1 and self._supervisor is not None and self._supervisor.is_full:
+            self.num_skipped += 1
+            return
         checkpoint = None
-        if self._options.save_top_k:  # on all processes: a part of its state may be gathered from them
+        if self._options.save_top_k or averages_weights(trainer):
+            # On all processes, since a part of its state may be gathered from them.
             checkpoint = trainer._checkpoint_connector.dump_checkpoint(weights_only=False)
         if self._supervisor is None:
             return
+        # Those that the checkpoint has are judged: a callback may have put averages there.
+        weights = weights_of(self._module, saved=None if checkpoint is None else checkpoint["state_dict"])
+        checkpoint = checkpoint if self._options.save_top_k else None
         # Arguments of the module do not change, and may be large; all else is copied.
         arguments = {name: checkpoint.pop(name) for name in _ARGUMENTS if name in checkpoint} if checkpoint else {}
-        copied = self._pool.copy({"weights": weights_of(self._module), "checkpoint": checkpoint})
+        copied = self._pool.copy({"weights": weights, "checkpoint": checkpoint})
         if checkpoint is not None:
             copied.value["checkpoint"].update(arguments)
         snapshot = self._folder.new(step=step, epoch=epoch, with_checkpoint=checkpoint is not None)
@@ -264,6 +289,8 @@ class Session:
             rank_zero_warn(outcome.notice)
         if outcome.verdict is not None:
             verdict = outcome.verdict
+            if not self.lags:
+                check_checkpoints(self._trainer, verdict.metrics)
             self.lags.append(self._trainer.global_step - verdict.step)
             log_step = self._log_steps.pop(verdict.step, verdict.step - 1)
             self._delivery.deliver(verdict, log_step=log_step, is_over=is_over)
@@ -291,7 +318,7 @@ class Session:
             self._blocking.unjudged = self._supervisor.waiting
             self._supervisor.stop()
         if self._delivery is not None:
-            self._delivery.expire()
+            self._delivery.give_up()
 
 
 class _Waiting:

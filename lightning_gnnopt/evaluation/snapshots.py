@@ -86,12 +86,20 @@ class SnapshotFolder:
             ``validations.jsonl`` the verdicts.
         filename: The name of checkpoints without its suffix. `epoch`, `step` and all metrics can be put in braces, with
             a format: ``"{epoch:02d}-{val/acc:.3f}"``.
+        run: Names the run, in letters and digits, and those that resume it: other runs may use the folder; a new name
+            by default.
 
     Raises:
         ValueError: If `filename` is empty, a path, or no format.
     """
 
-    def __init__(self, folder: str | os.PathLike[str], *, filename: str = "epoch={epoch}-step={step}") -> None:
+    def __init__(
+        self,
+        folder: str | os.PathLike[str],
+        *,
+        filename: str = "epoch={epoch}-step={step}",
+        run: str | None = None,
+    ) -> None:
         try:
             parts = list(string.Formatter().parse(filename))
         except ValueError as error:
@@ -102,12 +110,13 @@ class SnapshotFolder:
             )
         self.folder = Path(folder)
         self.filename = filename
+        self.run = run or secrets.token_hex(4)
         self.pending = self.folder / "pending"
         self.ledger = self.folder / "validations.jsonl"
 
     def new(self, *, step: int, epoch: int, with_checkpoint: bool) -> Snapshot:
         """Name the files of a snapshot that is taken now; write nothing."""
-        name = f"epoch={epoch}-step={step}-{secrets.token_hex(4)}~{writers_mark()}"
+        name = f"epoch={epoch}-step={step}-{self.run}-{secrets.token_hex(4)}~{writers_mark()}"
         return Snapshot(
             step=step,
             epoch=epoch,
@@ -165,7 +174,7 @@ class SnapshotFolder:
             path.unlink(missing_ok=True)
 
     def leftovers(self, known: Iterable[Snapshot] = ()) -> list[Path]:
-        """List complete files of snapshots that nobody will judge.
+        """List complete files of this run's snapshots that nobody will judge.
 
         Args:
             known: Snapshots that will be judged.
@@ -178,7 +187,7 @@ class SnapshotFolder:
         }
         return [
             path
-            for path in sorted(self.pending.glob("[!.]*"))
+            for path in sorted(self.pending.glob(f"[!.]*-{self.run}-*"))
             if path.name not in wanted and (writers_mark() in path.name or not may_be_written(path.name))
         ]
 
@@ -186,7 +195,7 @@ class SnapshotFolder:
         """Find the snapshots of processes that are gone, and of this one, that have no verdict; the oldest first."""
         found = []
         for weights in self.leftovers():
-            named = re.match(r"epoch=(\d+)-step=(\d+)-", weights.name)
+            named = re.match(r"epoch=(-?\d+)-step=(\d+)-", weights.name)
             if named is None or weights.suffix != ".weights":
                 continue
             checkpoint = weights.with_suffix(".ckpt")
@@ -228,6 +237,7 @@ class SnapshotFolder:
             OSError: If it cannot be written.
         """
         entry = {
+            "run": self.run,
             "step": verdict.step,
             "epoch": verdict.epoch,
             "score": score,
@@ -261,8 +271,10 @@ class SnapshotFolder:
         return [entry for entry in entries if isinstance(entry, dict)]
 
     def read_verdicts(self) -> Iterator[tuple[Verdict, str]]:
-        """Read the ledger's verdicts and their checkpoints; of their times, only the difference has a meaning."""
+        """Read this run's verdicts and their checkpoints; of their times, only the difference has a meaning."""
         for entry in self.read_ledger():
+            if entry.get("run") != self.run:
+                continue
             metrics = {
                 name: torch.tensor(value, dtype=torch.float64 if isinstance(value, float) else None)
                 for name, value in entry["metrics"].items()

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import queue
 import threading
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
-from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from lightning_gnnopt.evaluation.backlog import Backlog
@@ -18,10 +16,10 @@ from lightning_gnnopt.evaluation.messages import Job, ValidationFailed, Verdict
 from lightning_gnnopt.evaluation.ranking import Ranking
 from lightning_gnnopt.evaluation.snapshots import Snapshot, SnapshotFolder
 from lightning_gnnopt.evaluation.timeline import Timeline
+from lightning_gnnopt.evaluation.writing import Item, SnapshotWriter
 
 _LOST_IN_A_ROW = 2
 _GRACE_S = 2.0
-_WRITING_S = 600.0  # how long a stop waits for what is being written
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,23 +37,6 @@ class Outcome:
     verdict: Verdict | None = None
     notice: str = ""
     error: Exception | None = None
-
-
-@dataclass(eq=False)
-class _Item:
-    """A snapshot on its way."""
-
-    snapshot: Snapshot
-    copied: Copied | None = None  # None: its files are there already
-    has_weights: threading.Event = field(default_factory=threading.Event)
-    is_written: threading.Event = field(default_factory=threading.Event)
-    is_dropped: bool = False
-    error: OSError | None = None
-    checkpoint_error: OSError | None = None
-
-    @property
-    def job(self) -> Job:
-        return Job(step=self.snapshot.step, epoch=self.snapshot.epoch, weights=self.snapshot.weights)
 
 
 class Supervisor:
@@ -85,7 +66,7 @@ class Supervisor:
         *,
         folder: SnapshotFolder,
         ranking: Ranking,
-        backlog: Backlog[_Item],
+        backlog: Backlog[Item],
         timeout_s: float | None,
         timeline: Timeline,
         step_now: Callable[[], int],
@@ -97,23 +78,20 @@ class Supervisor:
         self._timeline = timeline
         self._step_now = step_now
         self._outcomes: deque[Outcome] = deque()
-        self._to_write: queue.SimpleQueue[_Item | None] = queue.SimpleQueue()
         self._is_stopping = False
         self._num_lost = 0
         self.has_failed = False
         self._child = make_child()
-        self._threads = [
-            threading.Thread(target=self._write_all, name="gnnopt-snapshots", daemon=True),
-            threading.Thread(target=self._judge_all, name="gnnopt-verdicts", daemon=True),
-        ]
+        self._writer = SnapshotWriter(folder, timeline)
+        self._thread = threading.Thread(target=self._judge_all, name="gnnopt-verdicts", daemon=True)
 
     # For the training thread
 
     def start(self) -> None:
         """Start the process and the threads; return at once."""
         self._child.start()
-        for thread in self._threads:
-            thread.start()
+        self._writer.start()
+        self._thread.start()
 
     def submit(self, snapshot: Snapshot, copied: Copied | None) -> Snapshot | None:
         """Hand over a snapshot.
@@ -126,20 +104,21 @@ class Supervisor:
         Returns:
             The snapshot that will not be judged because of it, which may be itself; None if all will.
         """
-        item = _Item(snapshot, copied)
-        if copied is None:
-            item.has_weights.set()
-            item.is_written.set()
+        item = Item(snapshot, copied)
         offer = self._backlog.offer(item, always=copied is None)
         if offer.accepted:
-            self._to_write.put(item)
+            self._writer.put(item)
         elif copied is not None:
             copied.release()
         if offer.dropped is not None:
-            offer.dropped.is_dropped = True
-            self._to_write.put(offer.dropped)  # to have its files removed
+            self._writer.drop(offer.dropped)
             return offer.dropped.snapshot
         return None if offer.accepted else snapshot
+
+    @property
+    def is_full(self) -> bool:
+        """Whether a snapshot would not be taken now, so that it need not be made."""
+        return self._backlog.refuses
 
     def collect(self) -> list[Outcome]:
         """Take what became of snapshots since the last call; wait for nothing."""
@@ -186,50 +165,13 @@ class Supervisor:
         self._is_stopping = True
         self._backlog.close()
         self._child.stop()
-        self._to_write.put(None)
-        for thread in self._threads:
-            if thread.ident is not None:
-                thread.join(_WRITING_S)
-        self._child.stop()  # one that was started again meanwhile
-
-    # Writing
-
-    def _write_all(self) -> None:
-        while (item := self._to_write.get()) is not None:
-            if item.is_dropped:
-                if item.copied is not None:
-                    item.copied.release()
-                self._drop(item.snapshot)
-            elif item.copied is not None:
-                self._write(item, item.copied)
+        self._writer.stop()
+        for item in self._backlog.pending:  # one that an interrupt has kept from the writer
             item.has_weights.set()
             item.is_written.set()
-
-    def _write(self, item: _Item, copied: Copied) -> None:
-        started_s = time.monotonic()
-        snapshot = item.snapshot
-        try:
-            copied.wait()
-            self._folder.write(snapshot.weights, copied.value["weights"])
-            item.has_weights.set()
-            if snapshot.checkpoint is not None:
-                try:
-                    self._folder.write(snapshot.checkpoint, copied.value["checkpoint"])
-                except OSError as error:
-                    item.checkpoint_error = error
-        except OSError as error:
-            item.error = error
-            self._drop(snapshot)
-        except Exception as error:  # such as a state that cannot be pickled: told like a full disk
-            item.error = OSError(f"{type(error).__name__}: {error}")
-            self._drop(snapshot)
-        finally:
-            copied.release()
-            self._timeline.record("writing", f"step {snapshot.step}", started_s, time.monotonic(), step=snapshot.step)
-
-    def _drop(self, snapshot: Snapshot) -> None:
-        with suppress(OSError):  # a file that cannot be removed is swept by the next run
-            self._folder.drop(snapshot)
+        if self._thread.ident is not None:
+            self._thread.join()
+        self._child.stop()  # one that was started again meanwhile
 
     # Verdicts
 
@@ -239,6 +181,8 @@ class Supervisor:
             if item is None:
                 return
             item.has_weights.wait()
+            if self._is_stopping:
+                return
             try:
                 outcome = self._lost(item, item.error) if item.error is not None else self._judge(item)
             except ValidationFailed as error:
@@ -256,20 +200,20 @@ class Supervisor:
             self._outcomes.append(outcome)
             self._backlog.done(item)
 
-    def _give_up(self, item: _Item, error: Exception) -> None:
-        self.has_failed = True
+    def _give_up(self, item: Item, error: Exception) -> None:
         self._outcomes.append(Outcome(snapshot=item.snapshot, error=error))
+        self.has_failed = True  # after that, so that who sees it finds the error
         self._backlog.close()  # training may be waiting for room
         self._child.stop()
 
-    def _lost(self, item: _Item, error: OSError) -> Outcome:
+    def _lost(self, item: Item, error: OSError) -> Outcome:
         self._num_lost += 1
         told = f"The weights of step {item.snapshot.step:,} could not be written ({error})"
         if self._num_lost >= _LOST_IN_A_ROW:
             raise ValidationFailed("raised", f"{told}, and those before could not be, either.")
         return Outcome(snapshot=item.snapshot, notice=f"{told}: they are not validated.")
 
-    def _judge(self, item: _Item) -> Outcome:
+    def _judge(self, item: Item) -> Outcome:
         verdict, notice = self._ask(item.job)
         self._timeline.record(
             "validation", f"step {verdict.step}", verdict.started_s, verdict.ended_s, step=verdict.step
@@ -282,7 +226,7 @@ class Supervisor:
             self._rank(item.snapshot, verdict)
         except OSError as error:
             notice += f"The checkpoint of step {verdict.step:,} could not be kept: {error}"
-            self._drop(item.snapshot)
+            self._writer.remove(item.snapshot)
         return Outcome(snapshot=item.snapshot, verdict=verdict, notice=notice)
 
     def _ask(self, job: Job) -> tuple[Verdict, str]:

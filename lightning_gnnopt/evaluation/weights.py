@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import pickle
 from collections import OrderedDict
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -12,17 +14,20 @@ from torch import nn
 _COMPILED = "_orig_mod"  # the name that `torch.compile` puts between a module and its parameters
 
 
-def weights_of(module: nn.Module) -> dict[str, Any]:
+def weights_of(module: nn.Module, *, saved: Mapping[str, Any] | None = None) -> dict[str, Any]:
     """Collect what decides a module's outputs; nothing is copied.
 
     Args:
         module: Any module; modules below it may be compiled.
+        saved: What a checkpoint has of its state dict, if that is to be judged: averages of weights, say.
 
     Returns:
         ``"state_dict"``: the module's, with names as if nothing were compiled. ``"buffers"``: the buffers that a
         state dict leaves out (``register_buffer(..., persistent=False)``), by name.
     """
     state = module.state_dict()
+    for name in state.keys() & (saved or {}).keys():
+        state[name] = saved[name]  # type: ignore[index]
     if any(_COMPILED in name for name in state):
         renamed = OrderedDict((_plain_name(name), value) for name, value in state.items())
         metadata = getattr(state, "_metadata", None)  # the versions of the modules, which loading looks at
@@ -39,6 +44,18 @@ def weights_of(module: nn.Module) -> dict[str, Any]:
     return {"state_dict": state, "buffers": buffers}
 
 
+def read_weights(path: Path) -> Any:
+    """Read a file of weights that this run has written, or one that it resumes.
+
+    It is read as tensors alone if it holds nothing else. Modules may have states of their own classes
+    (`get_extra_state`), which Python has to unpickle.
+    """
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    except pickle.UnpicklingError:
+        return torch.load(path, map_location="cpu", weights_only=False, mmap=True)
+
+
 def load_weights(module: nn.Module, weights: Mapping[str, Mapping[str, Any]]) -> None:
     """Copy weights into a module.
 
@@ -47,12 +64,14 @@ def load_weights(module: nn.Module, weights: Mapping[str, Mapping[str, Any]]) ->
         weights: ``{"state_dict": ..., "buffers": ...}``, the latter being those that a state dict leaves out. Modules
             that were compiled in the process that wrote them need not be here.
 
+    A module that says `strict_loading = False`, as Lightning has it, may have left names out of its state dict.
+
     Raises:
         RuntimeError: If a name or a shape in the state dict is not the module's.
         AttributeError: If a buffer's name is not.
     """
     state = {_plain_name(name): value for name, value in weights["state_dict"].items()}
-    module.load_state_dict(state, strict=True)
+    module.load_state_dict(state, strict=bool(getattr(module, "strict_loading", True)))
     for name, value in weights["buffers"].items():
         path, _, last = _plain_name(name).rpartition(".")
         owner = module.get_submodule(path)

@@ -35,7 +35,7 @@ from lightning_gnnopt.evaluation.blueprint import Blueprint
 from lightning_gnnopt.evaluation.child_logger import ChildLogger
 from lightning_gnnopt.evaluation.messages import Job, Verdict
 from lightning_gnnopt.evaluation.packing import unpack
-from lightning_gnnopt.evaluation.weights import load_weights
+from lightning_gnnopt.evaluation.weights import load_weights, read_weights
 
 _LOOK_S = 0.25  # how often to look whether the parent lives
 _HOOKS = ("prepare_data", "setup", "configure_model", "configure_sharded_model", "teardown")
@@ -57,7 +57,7 @@ class Validator:
         blueprint.configure_torch()
         self._blueprint, self._module = blueprint, blueprint.module
         self._module._metric_attributes = None  # found again: they are by the ids of the other process's objects
-        self._logger = ChildLogger()
+        self._logger = ChildLogger(blueprint.logger)
         self._trainer: L.Trainer | None = blueprint.make_trainer(self._logger)
         connector = self._trainer._logger_connector
         connector.log_metrics = _silently(self._logger, connector.log_metrics)  # type: ignore[method-assign]
@@ -89,7 +89,7 @@ class Validator:
     def _validate(self, job: Job, started_s: float) -> Verdict:
         trainer, blueprint = self._trainer, self._blueprint
         assert trainer is not None
-        load_weights(self._module, torch.load(job.weights, map_location="cpu", weights_only=True, mmap=True))
+        load_weights(self._module, read_weights(job.weights))
         _set_progress(trainer, job)
         L.seed_everything(blueprint.seed, workers=blueprint.seed_workers, verbose=False)
         trainer.validate(self._module, dataloaders=blueprint.loaders, datamodule=self._datamodule, verbose=False)

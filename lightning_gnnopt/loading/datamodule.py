@@ -264,7 +264,7 @@ class GraphDataModule(L.LightningDataModule):
         """Where batches go; shared by all loaders, so that they reuse each other's buffers."""
         return self._residence.placement(self.trainer)
 
-    def share(self) -> None:
+    def share_graph(self) -> None:
         """Put the graph into memory that other processes map, such as one that validates while this one trains.
 
         Its features and edges move there; :attr:`data` is another object from then on. So that there is one copy, do

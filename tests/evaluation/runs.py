@@ -205,7 +205,7 @@ def floats(metrics: Any) -> dict[str, float]:
 
 
 def state_of(module: nn.Module) -> dict[str, Tensor]:
-    return {name: value.detach().clone() for name, value in module.state_dict().items()}
+    return {name: value.detach().clone() for name, value in module.state_dict().items() if isinstance(value, Tensor)}
 
 
 def same(first: dict[str, Tensor], second: dict[str, Tensor]) -> bool:

@@ -20,6 +20,7 @@ from torch_geometric import EdgeIndex
 from torch_geometric.data import Data
 
 from lightning_gnnopt.evaluation.packing import pack, unpack
+from lightning_gnnopt.sampling.shared_arrays import SharedArrays
 
 from .child_modules import Lazy, quiet_trainer
 
@@ -347,3 +348,26 @@ def test_unpacked_tensor_needs_no_gradient_of_inference() -> None:
     y = through(x)
     assert not y.is_inference()
     assert torch.equal(x, y)
+
+
+def test_shared_memory_that_was_written_to_is_copied() -> None:
+    """What this process writes to its map is not in the file that others map."""
+    mapped = SharedArrays({"a": np.arange(100_000.0)}).arrays()["a"]
+    (array,) = pack([mapped]).unpack()
+    assert np.array_equal(array, mapped)
+    mapped[7] = -1.0
+    packed = pack([mapped])
+    (array,) = packed.unpack()
+    assert array[7] == -1.0
+    assert packed.source is not None
+    assert packed.source._others == []
+
+
+def test_shared_memory_is_not_copied_again() -> None:
+    mapped = torch.from_numpy(SharedArrays({"a": np.arange(100_000.0)}).arrays()["a"])
+    packed = pack({"x": mapped, "again": mapped})
+    assert packed.source is not None
+    assert len(packed.source._others) == 1
+    found = packed.unpack()
+    assert torch.equal(found["x"], mapped)
+    assert found["x"] is found["again"]

@@ -17,6 +17,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger
 
 from lightning_gnnopt.evaluation import AsyncValidation
+from lightning_gnnopt.evaluation.snapshots import SnapshotFolder
 
 from .runs import (
     STEPS,
@@ -257,3 +258,24 @@ def test_what_a_killed_run_left_is_judged(tmp_path: Path) -> None:
     assert validation.best_model_score.item() == scores[best]
     assert same(weights_in(validation.best_model_path), weights[best])
     assert not pending.exists()
+
+
+def test_another_run_in_the_folder_is_left_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its verdicts, its checkpoints and its snapshots are its own."""
+    fakes = Fakes(monkeypatch, lambda job: 0.9)
+    other = AsyncValidation()
+    fit(tmp_path, other, max_epochs=1)
+    others = SnapshotFolder(tmp_path / "checkpoints")
+    left = others.new(step=6, epoch=0, with_checkpoint=False)
+    others.write(left.weights, {"state_dict": {}, "buffers": {}})
+    fakes._judge = lambda job: 0.5
+    mine = AsyncValidation()
+    fit(tmp_path, mine, max_epochs=1)
+    best = mine.best_model_path
+    assert best != other.best_model_path
+    again = AsyncValidation()
+    fit(tmp_path, again, max_epochs=2, ckpt_path=best)
+    assert again.best_k_models == {best: 0.5}
+    assert Path(best).exists()
+    assert Path(other.best_model_path).exists()
+    assert left.weights.exists()

@@ -314,6 +314,7 @@ def test_the_ledger_has_every_verdict(tmp_path: Path) -> None:
     folder.record(verdict(6, 1, acc=math.nan, count=2))
     first, second = [json.loads(line) for line in folder.ledger.read_text().splitlines()]
     assert first == {
+        "run": folder.run,
         "step": 5,
         "epoch": 1,
         "score": 0.5,

@@ -104,7 +104,7 @@ def test_a_folder_of_another_machine_is_refused(where: str) -> None:
 
 def on(device: str, used: list[int]) -> Any:
     strategy = types.SimpleNamespace(root_device=torch.device(device))
-    return types.SimpleNamespace(strategy=strategy, device_ids=used, num_devices=len(used))
+    return types.SimpleNamespace(strategy=strategy, device_ids=used, num_devices=len(used), precision="32-true")
 
 
 @pytest.mark.parametrize(
@@ -129,3 +129,11 @@ def test_a_device_that_is_free(
     assert spare_device(on(device, used), f"cuda:{num_devices - 1}") == torch.device("cuda", num_devices - 1)
     with pytest.raises(ValueError, match=rf"`device`.*'cuda:{num_devices}', and torch finds {num_devices} of type"):
         spare_device(on(device, used), f"cuda:{num_devices}")
+
+
+def test_another_kind_of_device_may_compute_otherwise(monkeypatch: pytest.MonkeyPatch) -> None:
+    trainer = on("cuda:0", [0])
+    trainer.precision = "16-mixed"
+    monkeypatch.setattr(module.torch, "get_device_module", lambda device: types.SimpleNamespace(device_count=lambda: 1))
+    with pytest.warns(UserWarning, match=r"With `precision='16-mixed'`, validation on 'cpu' may not compute as 'cuda'"):
+        spare_device(trainer, "auto")

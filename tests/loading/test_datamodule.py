@@ -479,12 +479,12 @@ def test_a_shared_graph_makes_the_same_batches() -> None:
     datamodule = GraphDataModule(graph, num_neighbors=[5, 3], batch_size=256, seed=1)
     datamodule.setup("fit")
     expected = [(batch.x, batch.edge_index, batch.n_id) for batch in datamodule.train_dataloader()]
-    datamodule.share()
+    datamodule.share_graph()
     x, indices = datamodule.data.x, datamodule.topology.indices
     assert datamodule.data is not graph
     assert find_shared(x.data_ptr(), x.untyped_storage().nbytes()) is not None
     assert find_shared(indices.ctypes.data, indices.nbytes) is not None
     for batch, tensors in zip(datamodule.train_dataloader(), expected, strict=True):
         assert all(torch.equal(a, b) for a, b in zip((batch.x, batch.edge_index, batch.n_id), tensors, strict=True))
-    datamodule.share()  # again: nothing more to do
+    datamodule.share_graph()  # again: nothing more to do
     assert datamodule.data.x is x
