@@ -23,7 +23,8 @@ class TimedValidation(AsyncValidation):
     """`AsyncValidation` that notes the seconds in its hooks.
 
     Attributes:
-        start_s: Those when training starts: packing module and data, and starting the process.
+        start_s: Those at the first epoch's start: packing module and data, and starting the process.
+        when_started: Called after that.
         hook_s: Those of each epoch, from its first hook to the last, which takes the snapshot.
         drain_s: Those when training ends: waiting for the last verdicts.
     """
@@ -32,6 +33,7 @@ class TimedValidation(AsyncValidation):
         super().__init__(**kwargs)
         self.start_s = self.drain_s = 0.0
         self.hook_s: list[float] = []
+        self.when_started: Callable[[], None] = _nothing
         self._this_epoch_s = 0.0
 
     @property
@@ -41,12 +43,11 @@ class TimedValidation(AsyncValidation):
         return None if session is None or session._supervisor is None else session._supervisor._child
 
     @override
-    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        self.start_s = _seconds(super().on_train_start, trainer, pl_module)
-
-    @override
     def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self._this_epoch_s = _seconds(super().on_train_epoch_start, trainer, pl_module)
+        if not self.start_s:
+            self.start_s, self._this_epoch_s = self._this_epoch_s, 0.0
+            self.when_started()
 
     @override
     def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *args: Any, **kwargs: Any) -> None:
@@ -96,6 +97,8 @@ class RunClock(Callback):
         self._validation, self._core, self._waits = validation, core, waits
         self._start_s = self._epoch_s = self._mark_s = self._mark_cpu_s = 0.0
         self._val_before_s = 0.0
+        if validation is not None:
+            validation.when_started = self._begin
 
     @override
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -114,14 +117,18 @@ class RunClock(Callback):
 
     @override
     def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        if not self.steps:
-            if self._validation is not None:
-                self._await_process()
-            self.child_cpu_s, self.cpu_s = -self._read_child_cpu_s(), -time.process_time()
-            self._start_s = time.monotonic()
+        if not self.steps and self._validation is None:
+            self._begin()
         self.steps.append([])
         self._val_before_s = sum(self.val_s)
         self._epoch_s = self._mark_s = time.monotonic()
+        self._mark_cpu_s = time.thread_time()
+
+    def _begin(self) -> None:
+        if self._validation is not None:
+            self._await_process()
+        self.child_cpu_s, self.cpu_s = -self._read_child_cpu_s(), -time.process_time()
+        self._start_s = self._epoch_s = self._mark_s = time.monotonic()
         self._mark_cpu_s = time.thread_time()
 
     @override
@@ -176,6 +183,10 @@ def read_memory(pid: int) -> dict[str, int]:
             if name == "Pss:" if key == "pss" else name.startswith((f"{key.title()}_Clean", f"{key.title()}_Dirty")):
                 sums[key] += 1024 * int(amount)
     return sums
+
+
+def _nothing() -> None:
+    """Do nothing."""
 
 
 def _seconds(method: Callable[..., None], *args: Any, **kwargs: Any) -> float:

@@ -52,7 +52,7 @@ def measure_process(scale: AsyncScale) -> Measured:
                 **_mib(run.clock.memory),
                 "graph_mib": graph_mib,
                 "startup_s": run.clock.startup_s,
-                "on_train_start_ms": 1000 * run.validation.start_s if run.validation is not None else None,
+                "start_ms": 1000 * run.validation.start_s if run.validation is not None else None,
                 "other_cores": run.other_cores,
             }
         )
