@@ -65,7 +65,7 @@ class MemoryControl(Callback):
             model's `num_layers`, or else all nodes that reach a part's seeds come along.
         loss_reduction: Whether the loss is a ``"mean"`` over the seeds or their ``"sum"``.
         measure_every: Measure the peak of every so many steps. By default each step on CUDA, where it costs nothing,
-            and two of every 50 on the CPU.
+            and two of every 200 on the CPU (of every 50 where predictions are fitted).
         predictor_options: Arguments of the predictor.
         verbose: Whether to print a table when training ends.
         figure: File to draw :meth:`plot` into when training ends, if matplotlib is installed.

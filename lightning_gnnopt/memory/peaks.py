@@ -7,7 +7,8 @@ import torch
 from lightning_gnnopt.memory.events import can_record
 from lightning_gnnopt.memory.meter import Peak, PeakMeter
 
-CPU_EVERY = 50
+CPU_EVERY = 200
+CPU_EVERY_FITTED = 50  # where predictions learn from what is measured
 _FIRST = 3
 
 
@@ -20,16 +21,22 @@ class StepPeaks:
 
     Args:
         device: The device that computes.
-        every: Measure every so many steps; by default each on an accelerator, and each 50th on the CPU.
+        every: Measure every so many steps; by default each on an accelerator, and each 200th on the CPU.
     """
 
     def __init__(self, device: torch.device, *, every: int | None = None) -> None:
         self._on_cpu = device.type == "cpu"
+        self.is_free = every is None
         self.every = (CPU_EVERY if self._on_cpu else 1) if every is None else every
         self._meter = PeakMeter(device)
         self._steps: dict[str, int] = {}
         self._follows: dict[str, bool] = {}
         self._is_open = False
+
+    def learn(self) -> None:
+        """Measure more often, if that is left to this object: predictions learn from it."""
+        if self.is_free and self._on_cpu:
+            self.every = min(self.every, CPU_EVERY_FITTED)
 
     def start(self, stage: str, *, wanted: bool = False) -> bool:
         """Begin a step; `wanted` measures it in any case. Return whether it is measured."""

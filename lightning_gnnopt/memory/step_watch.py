@@ -58,6 +58,8 @@ class StepWatch:
 
     def start(self, stage: Stage, learned: Learned) -> None:
         """Measure a step, if it is time to."""
+        if not learned.tapes:
+            self._peaks.learn()
         if not self._peaks.start(stage, wanted=not learned.footprint.is_ready):
             return
         self._kind, self._counts = STEP, True

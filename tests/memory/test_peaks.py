@@ -22,12 +22,21 @@ def counted(peaks: StepPeaks, stage: str, num_steps: int) -> list[int]:
 
 
 def test_of_training_the_second_of_two_steps_in_a_row_counts() -> None:
-    assert counted(StepPeaks(CPU), "train", 160) == [1, 2, 49, 99, 149]
+    assert counted(StepPeaks(CPU), "train", 620) == [1, 2, 199, 399, 599]
 
 
 @pytest.mark.parametrize("stage", ["val", "test", "predict"])
 def test_of_evaluation_each_measured_step_counts(stage: str) -> None:
-    assert counted(StepPeaks(CPU), stage, 110) == [0, 1, 2, 48, 49, 98, 99]
+    assert counted(StepPeaks(CPU), stage, 410) == [0, 1, 2, 198, 199, 398, 399]
+
+
+def test_steps_to_learn_from_are_measured_more_often() -> None:
+    peaks = StepPeaks(CPU)
+    peaks.learn()
+    assert counted(peaks, "train", 110) == [1, 2, 49, 99]
+    asked_for = StepPeaks(CPU, every=100)
+    asked_for.learn()
+    assert counted(asked_for, "train", 110) == [1, 2, 99]
 
 
 @pytest.mark.parametrize(("every", "expected"), [(1, range(1, 12)), (2, range(1, 12)), (3, [1, 2, 5, 8, 11])])
@@ -45,13 +54,13 @@ def test_stages_are_counted_each_by_itself() -> None:
     peaks = StepPeaks(CPU)
     counted(peaks, "train", 10)
     assert counted(peaks, "val", 5) == [0, 1, 2]
-    assert counted(peaks, "train", 50) == [39]  # the 50th of training
+    assert counted(peaks, "train", 200) == [189]  # the 200th of training
 
 
 def test_validation_between_does_not_make_a_training_step_count() -> None:
-    """The gradients that step 48 releases were allocated in step 47, which was not recorded."""
+    """The gradients that step 198 releases were allocated in step 197, which was not recorded."""
     peaks = StepPeaks(CPU)
-    counted(peaks, "train", 48)
+    counted(peaks, "train", 198)
     assert counted(peaks, "val", 3) == [0, 1, 2]
     assert counted(peaks, "train", 2) == [1]
 
