@@ -288,6 +288,8 @@ def test_an_exception_in_training_ends_both(tmp_path: Path) -> None:
 def script(folder: str) -> None:
     import torch
 
+    # A job in the background, as this suite may be, ignores it, and so would all that it starts.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     torch.set_num_threads(1)
     validation = AsyncValidation(when_busy="queue")
     fit(Path(folder), validation, module=Tiny(Path(folder, "orders")), max_epochs=2)
