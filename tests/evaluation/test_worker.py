@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 import torch
 from torch import nn
@@ -125,6 +126,12 @@ def test_prints_go_where_errors_go(
     assert captured.err.count("said by the module\n") == 3
     assert captured.err.count("written past Python\n") == 3
     assert captured.out == ""
+
+
+def test_training_goes_first_where_both_want_a_core(child: ChildProcess, tmp_path: Path) -> None:
+    judge(child, trained(5), tmp_path)
+    assert child.pid is not None
+    assert psutil.Process(child.pid).nice() == min(psutil.Process().nice() + 10, 19)
 
 
 def test_weights_that_do_not_fit_are_refused(child: ChildProcess, tmp_path: Path) -> None:
