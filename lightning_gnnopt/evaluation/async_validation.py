@@ -13,7 +13,9 @@ from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor, tensor
 from typing_extensions import override
 
-from lightning_gnnopt.evaluation.options import Mode, OnFailure, Options, WhenBusy
+from lightning_gnnopt._figures import save_figure
+from lightning_gnnopt.evaluation.backlog import WhenBusy
+from lightning_gnnopt.evaluation.options import Mode, OnFailure, Options
 from lightning_gnnopt.evaluation.session import Session
 from lightning_gnnopt.evaluation.snapshots import SnapshotFolder
 from lightning_gnnopt.evaluation.surroundings import check, checkpoint_folder
@@ -251,12 +253,9 @@ class AsyncValidation(Checkpoint):
                 rank_zero_warn(f"'{self.figure}' is not drawn: matplotlib is not installed.")
                 return
             try:
-                self.figure.parent.mkdir(parents=True, exist_ok=True)
-                figure.savefig(self.figure, dpi=150)
+                save_figure(figure, self.figure, dpi=150)
             except OSError as error:
                 rank_zero_warn(f"'{self.figure}' could not be written: {error}")
-            finally:
-                figure.clear()
 
     @override
     def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:

@@ -10,9 +10,9 @@ import torch
 from lightning.pytorch.callbacks import Callback
 
 from lightning_gnnopt._names import unknown_name
+from lightning_gnnopt.evaluation.backlog import WhenBusy
 
 Mode = Literal["min", "max"]
-WhenBusy = Literal["coalesce", "queue", "wait"]
 OnFailure = Literal["block", "raise"]
 
 _CHOICES = {"mode": ("min", "max"), "when_busy": ("coalesce", "queue", "wait"), "on_failure": ("block", "raise")}

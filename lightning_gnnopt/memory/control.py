@@ -13,6 +13,7 @@ from lightning.pytorch.callbacks import Callback
 from rich.table import Table
 from typing_extensions import override
 
+from lightning_gnnopt._figures import save_figure
 from lightning_gnnopt._names import unknown_name
 from lightning_gnnopt.memory.controller import Controller
 from lightning_gnnopt.memory.policy import Policy
@@ -269,8 +270,7 @@ class MemoryControl(Callback):
             rich.print(self)
         if self.figure is not None and trainer.is_global_zero:
             drawn, _ = self.plot()
-            Path(self.figure).parent.mkdir(parents=True, exist_ok=True)
-            drawn.savefig(self.figure)
+            save_figure(drawn, Path(self.figure))
 
     @override
     def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:

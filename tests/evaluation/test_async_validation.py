@@ -469,9 +469,11 @@ def test_other_stages_are_left_alone(tmp_path: Path, monkeypatch: pytest.MonkeyP
 
 
 def test_the_figure_is_drawn(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    pytest.importorskip("matplotlib")
+    pyplot = pytest.importorskip("matplotlib.pyplot")
+    before = pyplot.get_fignums()
     Fakes(monkeypatch, lambda job: 0.5)
     fit(tmp_path, AsyncValidation(when_busy="queue", figure=tmp_path / "new" / "timeline.png"))
+    assert pyplot.get_fignums() == before  # a sweep would pile them up
     assert (tmp_path / "new" / "timeline.png").read_bytes()[:4] == b"\x89PNG"
 
 

@@ -380,7 +380,10 @@ def test_a_stop_writes_what_is_to_be_written(setting: Make) -> None:
 
 
 def test_what_was_never_started_can_be_stopped(tmp_path: Path) -> None:
-    Setting(tmp_path, {}).supervisor.stop()
+    it = Setting(tmp_path, {})
+    it.supervisor.stop()
+    assert [child.num_started for child in it.made] == [0]
+    assert our_threads() == []
 
 
 class _Slow:
