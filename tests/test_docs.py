@@ -85,6 +85,19 @@ def test_the_readmes_three_lines_run(data: Data) -> None:
 
 
 @pytest.mark.usefixtures("quiet_trainer")
+def test_the_guide_to_validation_runs(data: Data) -> None:
+    (block,) = python_blocks("docs/guides/async-validation.md")
+    data = data.clone()
+    data.test_mask = data.val_mask = ~data.train_mask
+    scope: dict[str, Any] = {"data": data, "model": NodeClassifier("sage", in_channels=8, out_channels=3)}
+    exec(block, scope)
+    assert (
+        scope["validation"].best_model_score == scope["validation"].best_k_models[scope["validation"].best_model_path]
+    )
+    assert "test/acc" in scope["trainer"].callback_metrics
+
+
+@pytest.mark.usefixtures("quiet_trainer")
 def test_the_guides_blocks_run_in_order(data: Data) -> None:
     scope: dict[str, object] = {"data": data}
     blocks = [block for block in python_blocks("docs/guides/own-graph.md") if not block.startswith("def ")]
