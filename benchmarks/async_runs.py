@@ -20,10 +20,10 @@ from typing_extensions import override
 from benchmarks.async_clocks import RunClock, TimedValidation
 from benchmarks.async_cores import on_one_core, two_cores
 from benchmarks.async_scale import AsyncScale
-from benchmarks.machine import other_cpu_s
 from benchmarks.memory_runs import MemoryGraph, load_graph, make_trainer, narrowed
 from benchmarks.quiet import quiet
 from lightning_gnnopt import GraphDataModule, NodeClassifier
+from lightning_gnnopt._machine import other_cpu_s
 from lightning_gnnopt.evaluation.timeline import Timeline
 
 MONITOR = "val/acc"

@@ -14,9 +14,9 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
 from benchmarks.figure import Figure, Sense
-from benchmarks.machine import machine, other_cpu_s, versions
 from benchmarks.report import Cell, Report
 from benchmarks.rounds import alternate, median, ratio, ratios
+from lightning_gnnopt._machine import machine, other_cpu_s, versions
 
 __all__ = ["Cell", "Figure", "Measured", "Report", "Sense", "alternate", "median", "ratio", "ratios", "run_benchmark"]
 

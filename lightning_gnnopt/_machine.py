@@ -1,4 +1,4 @@
-"""What a benchmark ran on and with, without a word on whose machine it was."""
+"""What a measurement ran on and with, without a word on whose machine it was."""
 
 from __future__ import annotations
 

@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 import torch
 
-import benchmarks.machine
-from benchmarks.machine import machine, other_cpu_s, versions
+import lightning_gnnopt._machine
 from lightning_gnnopt import __version__
+from lightning_gnnopt._machine import machine, other_cpu_s, versions
 
 
 def test_machine_has_exactly_these_keys() -> None:
@@ -54,7 +54,7 @@ def test_cores_are_those_the_process_may_use(monkeypatch: pytest.MonkeyPatch) ->
 def test_processor(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     cpuinfo = tmp_path / "cpuinfo"
     cpuinfo.write_text("processor\t: 0\nmodel name\t: Fast CPU @ 3 GHz \ncache\t: 1\nmodel name\t: Other\n")
-    monkeypatch.setattr(benchmarks.machine, "_CPUINFO", cpuinfo)
+    monkeypatch.setattr(lightning_gnnopt._machine, "_CPUINFO", cpuinfo)
     assert machine()["processor"] == "Fast CPU @ 3 GHz"
 
     cpuinfo.write_text("BogoMIPS : 50\n")  # ARM names no model
@@ -84,6 +84,6 @@ def test_other_cpu_is_what_is_neither_idle_nor_ours(monkeypatch: pytest.MonkeyPa
         def _asdict(self) -> dict[str, float]:
             return {"user": 100.0, "nice": 1.0, "system": 20.0, "idle": 5e3, "iowait": 50.0, "steal": 2.0, "guest": 9.0}
 
-    monkeypatch.setattr(benchmarks.machine.psutil, "cpu_times", Times)
+    monkeypatch.setattr(lightning_gnnopt._machine.psutil, "cpu_times", Times)
     monkeypatch.setattr(os, "times", lambda: os.times_result((10.0, 2.0, 30.0, 4.0, 1e6)))
     assert other_cpu_s() == 123.0 - 46.0
