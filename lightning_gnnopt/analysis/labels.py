@@ -8,8 +8,8 @@ Phase = Literal["wait", "transfer", "forward", "backward", "optimizer", "callbac
 PHASES: tuple[Phase, ...] = get_args(Phase)
 """Phases of a training step, as the training loop sees them; together they are the step, and do not overlap.
 
-``wait``: for the loader. ``transfer``: the batch to the device. ``optimizer``: its step without what Lightning runs within
-it. ``callbacks``: of the Trainer. ``validation``: within the fit. ``other``: what lies between.
+``wait``: for the loader. ``transfer``: the batch to the device. ``optimizer``: its step without what Lightning runs
+within it. ``callbacks``: of the Trainer. ``validation``: within the fit. ``other``: what lies between.
 """
 
 Kind = Literal["vertex", "edge", ""]
@@ -20,9 +20,10 @@ Part = Literal["gather", "message", "aggregate", "update", "fused", "edge_update
 PARTS: tuple[Part, ...] = get_args(Part)
 """Steps of an edge computation.
 
-``gather``: rows of vertices to edges. ``message``: what edges compute. ``aggregate``: edges to vertices. ``update``: what follows
-it within `propagate`. ``fused``: message and aggregate in one operator. ``edge_update``: of `edge_updater`, attention coefficients,
-say. ``normalize``: weights and self loops of the edges, outside of `propagate`. ``""``: no edge computation.
+``gather``: rows of vertices to edges. ``message``: what edges compute. ``aggregate``: edges to vertices. ``update``:
+what follows it within `propagate`. ``fused``: message and aggregate in one operator. ``edge_update``: of
+`edge_updater`, attention coefficients, say. ``normalize``: weights and self loops of the edges, outside of
+`propagate`. ``""``: no edge computation.
 """
 
 

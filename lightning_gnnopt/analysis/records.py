@@ -44,7 +44,9 @@ class BatchRecord:
 
 @dataclass(frozen=True, slots=True)
 class TimeRecord:
-    """Time of one step that belongs to one label; those of a step add up to its `step_s`, and `validation` comes on top.
+    """Time of one step that belongs to one label.
+
+    Those of a step add up to its `step_s`; `validation` comes on top.
 
     Attributes:
         batch: Number of the step.

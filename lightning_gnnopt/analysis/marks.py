@@ -1,0 +1,152 @@
+"""When what began: a step's time, cut into labelled stretches without a gap."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterable
+from typing import Any
+
+from torch import Tensor
+from torch._C._autograd import _get_sequence_nr
+
+from lightning_gnnopt.analysis.clocks import Clock
+from lightning_gnnopt.analysis.labels import Label
+
+OTHER = Label("other")
+BACKWARD = Label("backward")
+
+
+class Marks:
+    """A log of labels and of the moments from which they hold.
+
+    A label holds until the next one, so the stretches of a step add up to the step. :meth:`push` and :meth:`pop` nest.
+
+    The backward pass is cut where the forward pass was: autograd runs nodes in the reverse order of their making, as
+    far as one thread makes and runs them, so a hook on the last node that a part made tells when the part's backward
+    pass begins, and the next such hook when it ends. :meth:`cover` sets it.
+
+    Only the thread that made it is heard.
+
+    Args:
+        clock: Takes the stamps.
+
+    Attributes:
+        labels: Labels of the open step.
+        stamps: Their stamps.
+        host_s: Their moments on the host, by `time.perf_counter`, if `keeps_host`.
+        spent_s: Seconds that marking has taken in total.
+        on_mark: Called after each mark; for what else is read there.
+    """
+
+    def __init__(self, clock: Clock) -> None:
+        self.clock = clock
+        self.labels: list[Label] = []
+        self.stamps: list[Any] = []
+        self.host_s: list[float] = []
+        self.keeps_host = False
+        self.spent_s = 0.0
+        self.on_mark: Callable[[], None] | None = None
+        self.current = OTHER
+        self._stack: list[Label] = []
+        self._covered = 0
+        self._is_open = False
+        self._thread = threading.get_ident()
+
+    @property
+    def is_open(self) -> bool:
+        """Whether a step is open and this thread is its thread."""
+        return self._is_open and threading.get_ident() == self._thread
+
+    @property
+    def depth(self) -> int:
+        """Number of labels to return to."""
+        return len(self._stack)
+
+    def open(self, label: Label = OTHER) -> None:
+        """Begin a step."""
+        self._thread = threading.get_ident()
+        self.labels, self.stamps, self.host_s = [], [], []
+        self._stack = []
+        self._is_open = True
+        self._covered = _get_sequence_nr()
+        self._mark(label)
+
+    def close(self) -> tuple[list[Label], list[Any]]:
+        """End the step.
+
+        Returns:
+            Its labels, and their stamps with one more for the end.
+        """
+        self._mark(OTHER)
+        self._is_open = False
+        self._stack = []
+        return self.labels[:-1], self.stamps
+
+    def push(self, label: Label) -> None:
+        """Begin something within what is going on."""
+        self._stack.append(self.current)
+        self.switch(label)
+
+    def pop(self, depth: int | None = None) -> None:
+        """End it, and return to what was going on; with `depth` all that was begun since that depth."""
+        target = len(self._stack) - 1 if depth is None else depth
+        if 0 <= target < len(self._stack):
+            label = self._stack[target]
+            del self._stack[target:]
+            self.switch(label)
+
+    def switch(self, label: Label) -> None:
+        """Say what is going on from now on."""
+        if self.current is not label and self.current != label:
+            self._mark(label)
+
+    def cover(self, value: Any, label: Label) -> None:
+        """Let the backward pass of what was computed since the last call count for `label`.
+
+        Args:
+            value: What has been computed: tensors, also in tuples, lists and dicts.
+            label: The backward pass's label.
+        """
+        began_s = time.perf_counter()
+        node, number = None, self._covered - 1
+        for tensor in _tensors(value):
+            candidate = tensor.grad_fn
+            if candidate is not None:
+                candidate_number = candidate._sequence_nr()  # type: ignore[attr-defined]
+                if number < candidate_number < _LEAF:
+                    node, number = candidate, candidate_number
+        if node is not None:
+            node.register_prehook(lambda _: self._in_backward(label))
+        self._covered = _get_sequence_nr()
+        self.spent_s += time.perf_counter() - began_s
+
+    def _in_backward(self, label: Label) -> None:
+        # The engine runs a device's nodes in a thread of its own, while the thread of the step waits for it.
+        if self._is_open:
+            self.switch(label)
+
+    def _mark(self, label: Label) -> None:
+        began_s = time.perf_counter()
+        self.current = label
+        self.labels.append(label)
+        self.stamps.append(self.clock.stamp())
+        if self.keeps_host:
+            self.host_s.append(began_s)
+        if self.on_mark is not None:
+            self.on_mark()
+        self.spent_s += time.perf_counter() - began_s
+
+
+_LEAF = 2**63  # autograd numbers nodes of leaves by the largest number there is
+
+
+def _tensors(value: Any) -> Iterable[Tensor]:
+    if isinstance(value, Tensor):
+        yield value
+    elif isinstance(value, (tuple, list)):
+        for item in value:
+            yield from _tensors(item)
+    elif isinstance(value, dict):
+        for item in value.values():
+            yield from _tensors(item)

@@ -1,0 +1,409 @@
+"""One profile while it is taken: steps are opened and closed, and become records."""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any, Literal
+
+import torch
+from torch import nn
+
+from lightning_gnnopt.analysis.alive import AliveTensors
+from lightning_gnnopt.analysis.clocks import Clock, clock_of
+from lightning_gnnopt.analysis.labels import Label
+from lightning_gnnopt.analysis.layer_hooks import LayerHooks
+from lightning_gnnopt.analysis.layers import find_layers
+from lightning_gnnopt.analysis.marks import Marks
+from lightning_gnnopt.analysis.records import (
+    BatchRecord,
+    LayerRecord,
+    LoadRecord,
+    MemoryRecord,
+    Records,
+    TensorRecord,
+    TimeRecord,
+)
+from lightning_gnnopt.analysis.step_memory import StepMemory, Stretch, step_memory
+from lightning_gnnopt.memory.features import batch_bytes, is_batch
+
+WAIT = Label("wait")
+_MOST_TENSORS = 50
+Mode = Literal["plain", "timed", "memory", "detail"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ProfileOptions:
+    """What is recorded of which steps.
+
+    Attributes:
+        skip_batches: Steps at the beginning that are not timed: they compile and warm up.
+        memory_every: After those, of every so many steps the first is recorded for its memory, and not timed; 0 records
+            none.
+        detail_batches: Of so many of those each tensor is followed.
+        max_batches: Steps that are recorded at all.
+        trace_batches: Of so many timed steps each stretch is kept.
+
+    Raises:
+        ValueError: If a number is negative, or `max_batches` not above `skip_batches`.
+    """
+
+    skip_batches: int = 3
+    memory_every: int = 10
+    detail_batches: int = 2
+    max_batches: int = 1000
+    trace_batches: int = 0
+
+    def __post_init__(self) -> None:
+        for name in ("skip_batches", "memory_every", "detail_batches", "trace_batches"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"`{name}` must be 0 or more, but got {getattr(self, name)}.")
+        if self.max_batches <= self.skip_batches:
+            raise ValueError(
+                f"`max_batches` must be above `skip_batches`, but is {self.max_batches} and {self.skip_batches}."
+                " HINT: steps that are skipped count among them."
+            )
+
+    def mode(self, step: int) -> Mode:
+        """Say what is recorded of a step."""
+        place = step - self.skip_batches
+        if place < 0:
+            return "plain"
+        if self.memory_every == 0 or place % self.memory_every:
+            return "timed"
+        return "detail" if place // self.memory_every < self.detail_batches else "memory"
+
+
+@dataclass(frozen=True)
+class HostSpan:
+    """A labelled stretch of the training thread, by `time.perf_counter`."""
+
+    label: Label
+    batch: int
+    start_s: float
+    end_s: float
+
+
+@dataclass
+class _Step:
+    """The step that is open."""
+
+    number: int
+    mode: Mode
+    opened_s: float
+    sampler: str = ""
+    batch_size: int = 0
+    seeds: int = 0
+    nodes: int = 0
+    edges: int = 0
+    loaded_bytes: int = 0
+    has_batch: bool = False
+    peak_bytes: int | None = None
+    first_mark: int = 0  # where memory began to be recorded
+
+
+@dataclass(frozen=True)
+class _Ended:
+    """A step whose stamps the device may not have reached."""
+
+    step: _Step
+    labels: list[Label]
+    stamps: list[Any]
+
+
+class ProfileSession:
+    """Takes a profile.
+
+    A step is opened when its batch is asked for, told its batch, and closed when the next one is asked for. Its
+    layers are hooked into, and its memory is recorded, between :meth:`begin_compute` and :meth:`end_compute`.
+
+    Args:
+        model: The model.
+        device: The device that computes.
+        options: What is recorded.
+        clock: Takes the stamps; by default the device's.
+
+    Attributes:
+        records: What has been recorded.
+        marks: When what began.
+        spans: Stretches of the steps that are traced.
+        steps: Steps so far, recorded or not.
+    """
+
+    def __init__(
+        self, model: nn.Module, device: torch.device, options: ProfileOptions, *, clock: Clock | None = None
+    ) -> None:
+        self.records = Records()
+        self.marks = Marks(clock_of(device) if clock is None else clock)
+        self.spans: list[HostSpan] = []
+        self.steps = 0
+        self._model = model
+        self._device = device
+        self._options = options
+        self._layers, self._closed = find_layers(model)
+        self._hooks = LayerHooks(model, self._layers, self.marks)
+        self._step: _Step | None = None
+        self._ended: deque[_Ended] = deque()
+        self._memory: StepMemory | None = None
+        self._alive: AliveTensors | None = None
+        self._notes: dict[str, None] = {}  # in order, each once
+        self._overhead_s = 0.0
+        self._spent_before = 0.0
+        self._traced = 0
+        self._stays_attached = False
+        self._note_layers()
+
+    def note(self, sentence: str) -> None:
+        """Say what could not be recorded, and why."""
+        self._notes.setdefault(sentence)
+
+    @property
+    def is_open(self) -> bool:
+        """Whether a step is open."""
+        return self._step is not None
+
+    @property
+    def number(self) -> int:
+        """Number of the step that is open, or of the next one."""
+        return self.steps if self._step is None else self._step.number
+
+    @contextmanager
+    def spending(self) -> Iterator[None]:
+        """Count the time in it as the profiler's own."""
+        began_s, before_s = time.perf_counter(), self.marks.spent_s
+        try:
+            yield
+        finally:
+            self.marks.spent_s = before_s + time.perf_counter() - began_s
+
+    @contextmanager
+    def attached(self) -> Iterator[None]:
+        """Hook into the layers for as long as this context, not step by step."""
+        self._hooks.attach()
+        self._stays_attached = True
+        try:
+            yield
+        finally:
+            self._stays_attached = False
+            self._hooks.detach()
+
+    def open_step(self) -> None:
+        """A batch is asked for: the step before ends, the next begins."""
+        self.close_step()
+        if self.steps >= self._options.max_batches:
+            self.steps += 1
+            return
+        self._step = _Step(self.steps, self._options.mode(self.steps), time.perf_counter())
+        self._spent_before = self.marks.spent_s
+        self.marks.keeps_host = self._step.mode == "timed" and self._traced < self._options.trace_batches
+        self.marks.open()
+
+    def take_batch(self, batch: Any, *, sampler: str = "", batch_size: int | None = None) -> None:
+        """The batch has come."""
+        step = self._step
+        if step is None or step.has_batch:
+            return
+        with self.spending():
+            found = _find_batch(batch)
+            step.has_batch, step.sampler = True, sampler
+            if found is not None:
+                step.nodes, step.edges = int(found.num_nodes or 0), int(found.num_edges)
+                step.seeds = _num_seeds(found)
+                step.loaded_bytes = batch_bytes(found)
+            step.batch_size = step.seeds if batch_size is None else batch_size
+
+    def begin_compute(self) -> None:
+        """The forward pass is near."""
+        step = self._step
+        if step is None or step.mode == "plain":
+            return
+        with self.spending():
+            if not self._stays_attached:
+                self._hooks.attach()
+            if step.mode in ("memory", "detail") and self._memory is None:
+                self._start_memory(step)
+
+    def end_compute(self) -> None:
+        """The backward pass is over."""
+        if self._step is None:
+            return
+        with self.spending():
+            self._stop_memory()
+            if not self._stays_attached:
+                self._hooks.detach()
+
+    def close_step(self) -> None:
+        """The step has ended."""
+        step = self._step
+        if step is None:
+            return
+        self.end_compute()
+        self._step = None
+        labels, stamps = self.marks.close()
+        if not step.has_batch:  # the loader had no more
+            return
+        self.steps += 1
+        self._ended.append(_Ended(step, labels, stamps))
+        if step.mode == "timed":
+            self._overhead_s += self.marks.spent_s - self._spent_before
+        if self.marks.keeps_host:
+            self._traced += 1
+            self.spans += [
+                HostSpan(label, step.number, start_s, end_s)
+                for label, (start_s, end_s) in zip(labels, pairwise(self.marks.host_s), strict=True)
+            ]
+        self._settle(wait=False)
+
+    def finish(self) -> Records:
+        """End the profile and the step that is open."""
+        self.close_step()
+        self._settle(wait=True)
+        self.records.layers = [
+            LayerRecord(
+                layer.name,
+                type(layer.module).__name__,
+                sum(parameter.numel() for parameter in layer.module.parameters()),
+                self._hooks.calls[layer.name],
+                self._hooks.fused[layer.name],
+                "",
+            )
+            for layer in self._layers
+        ]
+        self.records.layers += [LayerRecord(name, "", 0, 0, 0, reason) for name, reason in self._closed.items()]
+        self.records.info |= {
+            "model": self.records.info.get("model") or type(self._model).__name__,
+            "steps": self.steps,
+            "overhead_s": self._overhead_s,
+            "notes": list(self._notes),
+        }
+        return self.records
+
+    def break_off(self) -> None:
+        """The step that is open raised: it is dropped, whatever it has recorded."""
+        if self._step is not None:
+            self.end_compute()
+            self._step = None
+            self.marks.close()
+
+    def add_load(self, load: LoadRecord) -> None:
+        """Keep what preparing the open step's batch took."""
+        if self._step is not None:
+            self.records.loads.append(load)
+
+    def _start_memory(self, step: _Step) -> None:
+        memory = step_memory(self._device)
+        if isinstance(memory, str):
+            self.note(f"Memory was not recorded: {memory}")
+            return
+        try:
+            memory.start()
+        except RuntimeError as error:
+            self.note(f"Memory was not recorded: {error}")
+            return
+        self._memory = memory
+        step.first_mark = len(self.marks.labels)
+        self.marks.on_mark = memory.mark
+        if step.mode == "detail" and not self._closed:
+            self._alive = AliveTensors(lambda: self.marks.current)
+            self._alive.__enter__()
+
+    def _stop_memory(self) -> None:
+        memory, self._memory = self._memory, None
+        alive, self._alive = self._alive, None
+        self.marks.on_mark = None
+        if alive is not None:
+            alive.__exit__(None, None, None)
+            alive.finish()
+        if memory is None or self._step is None:
+            return
+        stretches = memory.stop()
+        step = self._step
+        labels = self.marks.labels[step.first_mark - 1 :]
+        if len(stretches) != len(labels):
+            self.note("The memory of some steps could not be told apart by layer, as events were lost.")
+            return
+        step.peak_bytes = max((stretch.peak_bytes for stretch in stretches), default=0)
+        self.records.memory += _memory_records(step.number, labels, stretches)
+        if alive is not None:
+            self.records.tensors += [
+                TensorRecord(step.number, t.nbytes, t.shape, t.dtype, *t.label, t.op, t.line)
+                for t in alive.at_peak[:_MOST_TENSORS]
+            ]
+
+    def _settle(self, *, wait: bool) -> None:
+        clock = self.marks.clock
+        while self._ended and (wait or clock.is_past(self._ended[0].stamps[-1])):
+            ended = self._ended.popleft()
+            step, stamps = ended.step, ended.stamps
+            spans = [clock.seconds(start, end) for start, end in pairwise(stamps)]
+            validation_s = sum(s for label, s in zip(ended.labels, spans, strict=True) if label.phase == "validation")
+            is_timed = step.mode == "timed"
+            self.records.batches.append(
+                BatchRecord(
+                    step.number,
+                    step.sampler,
+                    step.batch_size,
+                    step.seeds,
+                    step.nodes,
+                    step.edges,
+                    step.loaded_bytes,
+                    sum(spans) - validation_s,
+                    step.peak_bytes,
+                    is_timed,
+                )
+            )
+            if is_timed:
+                self.records.times += _time_records(step.number, ended.labels, spans)
+            clock.release(stamps)
+
+    def _note_layers(self) -> None:
+        for name, reason in self._closed.items():
+            what = f"`{name}`" if name else "The model"
+            self.note(f"{what} is {reason}: its layers cannot be looked into, only its time as a whole is known.")
+        if not self._layers and not self._closed:
+            self.note(
+                "No layers of message passing (`torch_geometric.nn.MessagePassing`) were found in the model: phases are"
+                " timed, layers are not."
+            )
+
+
+def _time_records(number: int, labels: list[Label], spans: list[float]) -> list[TimeRecord]:
+    seconds: dict[Label, float] = {}
+    calls: dict[Label, int] = {}
+    for label, span in zip(labels, spans, strict=True):
+        seconds[label] = seconds.get(label, 0.0) + span
+        calls[label] = calls.get(label, 0) + 1
+    return [TimeRecord(number, *label, total, calls[label]) for label, total in seconds.items()]
+
+
+def _memory_records(number: int, labels: list[Label], stretches: list[Stretch]) -> list[MemoryRecord]:
+    found: dict[Label, list[int]] = {}
+    for label, stretch in zip(labels, stretches, strict=True):
+        total = found.setdefault(label, [0, 0, 0])
+        total[0] = max(total[0], stretch.peak_bytes)
+        total[1] += stretch.live_bytes
+        total[2] += stretch.allocated_bytes
+    return [MemoryRecord(number, *label, *total) for label, total in found.items()]
+
+
+def _find_batch(batch: Any) -> Any:
+    """Find the PyG batch in what a loader yields: itself, or within a tuple, list or dict."""
+    if is_batch(batch):
+        return batch
+    inner = batch.values() if isinstance(batch, dict) else batch if isinstance(batch, (tuple, list)) else ()
+    return next((found for item in inner if (found := _find_batch(item)) is not None), None)
+
+
+def _num_seeds(batch: Any) -> int:
+    """Count the seeds of a batch: those it names, else the nodes its loss is over, else all nodes."""
+    for store in batch.node_stores:
+        if store.get("batch_size") is not None:
+            return int(store["batch_size"])
+    masks = [mask for store in batch.node_stores if (mask := store.get("train_mask")) is not None]
+    if masks and all(mask.dtype == torch.bool for mask in masks):
+        return int(sum(mask.sum() for mask in masks))
+    return int(batch.num_nodes or 0)

@@ -1,0 +1,106 @@
+from __future__ import annotations
+
+import threading
+
+import torch
+from torch import Tensor
+
+from lightning_gnnopt.analysis.labels import Label
+from lightning_gnnopt.analysis.marks import BACKWARD, OTHER, Marks
+from tests.analysis.spending import HandClock, spend
+
+A, B, C = Label("forward", "a"), Label("forward", "b"), Label("forward", "c")
+
+
+def test_stretches_nest_and_leave_no_gap() -> None:
+    clock = HandClock()
+    marks = Marks(clock)
+    marks.open(A)
+    clock.now = 1
+    marks.push(B)
+    clock.now = 3
+    marks.push(B)  # the same again: no new stretch
+    marks.pop()
+    clock.now = 4
+    marks.switch(C)
+    clock.now = 7
+    marks.pop()
+    clock.now = 10
+    assert marks.close() == ([A, B, C, A], [0, 1, 4, 7, 10])
+
+
+def test_pop_to_a_depth_ends_all_that_was_begun_since() -> None:
+    marks = Marks(HandClock())
+    marks.open(A)
+    depth = marks.depth
+    marks.push(B)
+    marks.push(C)
+    marks.pop(depth)
+    assert (marks.current, marks.depth) == (A, depth)
+    marks.pop(depth)  # nothing left: no error
+    marks.pop()
+    assert marks.current == A
+
+
+def test_only_the_thread_that_opened_a_step_is_heard() -> None:
+    marks = Marks(HandClock())
+    marks.open()
+    heard = []
+    thread = threading.Thread(target=lambda: heard.append(marks.is_open))
+    thread.start()
+    thread.join()
+    assert (marks.is_open, heard) == (True, [False])
+    marks.close()
+    assert not marks.is_open
+
+
+def test_a_graph_that_outlives_its_step_marks_nothing() -> None:
+    marks = Marks(HandClock())
+    x = torch.ones(3, requires_grad=True)
+    marks.open()
+    out = x * 2
+    marks.cover(out, BACKWARD)
+    labels, _ = marks.close()
+    out.sum().backward()
+    assert labels == [OTHER]
+    assert marks.labels == [OTHER, OTHER]  # the second is the end
+
+
+def test_cover_takes_the_last_node_of_several_tensors_and_only_new_ones() -> None:
+    clock = HandClock()
+    marks = Marks(clock)
+    x = torch.ones(3, requires_grad=True)
+    before = spend(x, clock, 0, 1)
+    marks.open()
+    first, second = spend(before, clock, 0, 10), spend(before, clock, 0, 100)
+    marks.cover({"parts": [before, (first, second)], "none": None}, A)
+    marks.cover([first, second], B)  # nothing new
+    marks.switch(OTHER)
+    (first + second).sum().backward()
+    labels, stamps = marks.close()
+    assert labels == [OTHER, A]
+    assert stamps[-1] - stamps[-2] == 111
+
+
+def test_marking_counts_its_own_time_and_tells_what_else_wants_to_know() -> None:
+    marks = Marks(HandClock())
+    seen: list[Label] = []
+    marks.on_mark = lambda: seen.append(marks.current)
+    marks.keeps_host = True
+    marks.open(A)
+    marks.push(B)
+    marks.pop()
+    marks.close()
+    assert seen == [A, B, A, OTHER]
+    assert len(marks.host_s) == 4
+    assert marks.host_s == sorted(marks.host_s)
+    assert 0 < marks.spent_s < 1
+
+
+def test_leaves_have_no_node_to_cover() -> None:
+    marks = Marks(HandClock())
+    marks.open()
+    leaf: Tensor = torch.ones(2, requires_grad=True)
+    marks.cover([leaf, torch.ones(2)], A)
+    (leaf * 2).sum().backward()
+    assert marks.close()[0] == [OTHER]
