@@ -19,6 +19,7 @@ from typing_extensions import override
 from lightning_gnnopt.analysis.labels import Label
 
 _FRAMEWORKS = ("torch", "torch_geometric", "lightning", "pytorch_lightning")
+_COLLECTS = {"collect", "edge_collect"}
 _OURS = __name__.rpartition(".")[0]
 
 
@@ -129,7 +130,9 @@ def _caller() -> str:
     inner = ""
     while frame is not None:
         name = str(frame.f_globals.get("__name__", ""))
-        framework = name.partition(".")[0]
+        # PyG writes the methods of a layer that a user derives into modules of their own.
+        is_written = name.endswith(("_propagate", "_edge_updater")) and not _COLLECTS.isdisjoint(frame.f_globals)
+        framework = "torch_geometric" if is_written else name.partition(".")[0]
         if framework not in _FRAMEWORKS and not name.startswith(_OURS):
             return _describe(frame)
         if framework == "torch_geometric":  # the outermost of its lines

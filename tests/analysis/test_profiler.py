@@ -1,0 +1,347 @@
+from __future__ import annotations
+
+import copy
+import threading
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+from torch_geometric.data import Data
+from torch_geometric.nn import GATConv, GCNConv
+from typing_extensions import override
+
+from lightning_gnnopt import AsyncValidation, GraphDataModule, NodeClassifier
+from lightning_gnnopt.analysis import GNNProfiler
+from lightning_gnnopt.analysis.records import Records
+from lightning_gnnopt.datasets import load_dataset
+
+QUIET: dict[str, Any] = {
+    "logger": False,
+    "enable_checkpointing": False,
+    "enable_progress_bar": False,
+    "enable_model_summary": False,
+    "accelerator": "cpu",
+}
+
+
+@pytest.fixture(scope="module")
+def data() -> Data:
+    return load_dataset("digits-knn")
+
+
+def make_parts(data: Data, *, num_workers: int = 0, network: str = "gcn") -> tuple[NodeClassifier, GraphDataModule]:
+    torch.manual_seed(0)
+    datamodule = GraphDataModule(data, num_neighbors=[4, 4], batch_size=256, num_workers=num_workers)
+    sizes = {"in_channels": datamodule.num_features, "out_channels": datamodule.num_classes, "hidden_channels": 8}
+    return NodeClassifier(network, **sizes), datamodule
+
+
+def fit(
+    data: Data, profiler: GNNProfiler | None, *, epochs: int = 4, **options: Any
+) -> tuple[L.Trainer, NodeClassifier]:
+    model, datamodule = make_parts(data, num_workers=options.pop("num_workers", 0))
+    trainer = L.Trainer(profiler=profiler, max_epochs=epochs, **(QUIET | options))
+    torch.manual_seed(1)
+    trainer.fit(model, datamodule)
+    return trainer, model
+
+
+def total(records: Records, **wanted: str) -> float:
+    return sum(r.seconds for r in records.times if all(getattr(r, name) == value for name, value in wanted.items()))
+
+
+def test_a_fit_is_cut_into_phases_and_layers_that_add_up(data: Data) -> None:
+    profiler = GNNProfiler(limit="1GiB", memory_every=5)
+    trainer, model = fit(data, profiler)
+    records = profiler.records
+
+    assert [batch.batch for batch in records.batches] == list(range(16))
+    assert [batch.batch for batch in records.batches if batch.timed] == [4, 5, 6, 7, 9, 10, 11, 12, 14, 15]
+    assert [batch.batch for batch in records.batches if batch.peak_bytes] == [3, 8, 13]
+    for batch in records.batches:
+        if batch.timed:
+            parts = [r.seconds for r in records.times if r.batch == batch.batch and r.phase != "validation"]
+            assert sum(parts) == pytest.approx(batch.step_s, rel=1e-9)
+    assert {r.phase for r in records.times} == {
+        "wait", "transfer", "forward", "backward", "optimizer", "callbacks", "validation", "other",
+    }  # fmt: skip
+    for layer in ("net.convs.0", "net.convs.1"):
+        assert {(r.phase, r.kind, r.part) for r in records.times if r.layer == layer} >= {
+            ("forward", "vertex", ""),
+            ("forward", "edge", "gather"),
+            ("forward", "edge", "message"),
+            ("forward", "edge", "aggregate"),
+            ("backward", "edge", "gather"),
+            ("backward", "edge", "message"),
+            ("backward", "vertex", ""),
+        }
+    assert [(layer.layer, layer.type, layer.calls) for layer in records.layers] == [
+        ("net.convs.0", "GCNConv", 13),
+        ("net.convs.1", "GCNConv", 13),
+    ]
+    # four epochs of four steps, each with a validation at its end
+    assert [(v.batch, v.beside) for v in records.validations] == [(4, False), (8, False), (12, False), (16, False)]
+    info = records.info
+    assert (info["model"], info["steps"], info["steps_per_epoch"], info["num_workers"]) == ("GCN", 16, 4, 0)
+    assert info["limit_bytes"] == 2**30
+    weights = sum(p.nbytes for p in model.parameters())
+    assert info["static_bytes"] >= 3 * weights  # Adam keeps two more of each
+    assert info["fit_s"] > sum(b.step_s for b in records.batches)
+    assert (info["async_validation"], info["memory_control"]) == (False, False)
+    assert info["notes"] == []
+    assert trainer.callbacks == []
+
+
+def test_batches_are_counted_as_the_loader_delivers_them(data: Data) -> None:
+    profiler = GNNProfiler(skip_batches=0, memory_every=0)
+    fit(data, profiler, epochs=1, num_sanity_val_steps=0)
+    _, datamodule = make_parts(data)
+    torch.manual_seed(1)
+    trainer = L.Trainer(max_epochs=1, **QUIET)
+    seen: list[tuple[int, int, int]] = []
+
+    class Seeing(NodeClassifier):
+        @override
+        def training_step(self, batch: Data, batch_idx: int) -> Tensor:
+            seen.append((batch.batch_size, batch.num_nodes, batch.num_edges))
+            return super().training_step(batch, batch_idx)
+
+    model = Seeing("gcn", in_channels=64, out_channels=10, hidden_channels=8)
+    trainer.fit(model, datamodule)
+    assert [(b.seeds, b.nodes, b.edges) for b in profiler.records.batches] == seen
+    assert {b.batch_size for b in profiler.records.batches} == {256}
+    assert {b.sampler for b in profiler.records.batches} == {"NeighborSampler"}
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_what_the_loader_does_is_known(data: Data, num_workers: int) -> None:
+    profiler = GNNProfiler(skip_batches=0)
+    fit(data, profiler, epochs=2, num_workers=num_workers)
+    loads = profiler.records.loads
+    assert [load.batch for load in loads] == list(range(8))
+    assert {load.beside for load in loads} == {num_workers > 0}
+    assert all(load.sample_s is not None and load.slice_s is not None for load in loads)
+    for load in loads:
+        if num_workers == 0:
+            assert 0 < (load.sample_s or 0) + (load.slice_s or 0) <= load.wait_s
+
+
+def test_training_is_the_same_bits_with_and_without(data: Data) -> None:
+    _, with_it = fit(data, GNNProfiler(skip_batches=0, memory_every=2))
+    _, without = fit(data, None)
+    for (name, mine), theirs in zip(with_it.named_parameters(), without.parameters(), strict=True):
+        assert torch.equal(mine, theirs), name
+
+
+def test_nothing_is_left_in_the_model_the_trainer_or_the_process(data: Data) -> None:
+    threads = threading.active_count()
+    trainer, model = fit(data, GNNProfiler(trace_batches=2), num_workers=1)
+    for module in model.modules():
+        assert not module._forward_hooks
+        assert not module._forward_pre_hooks
+        assert "edge_updater" not in vars(module)
+        assert not any(value for key, value in vars(module).items() if key.startswith("_message") and "hooks" in key)
+    assert trainer.callbacks == []
+    assert threading.active_count() == threads
+    copy.deepcopy(model)
+
+
+def test_it_can_be_used_again_and_other_stages_leave_its_records(data: Data) -> None:
+    profiler = GNNProfiler(skip_batches=0, memory_every=0)
+    trainer, model = fit(data, profiler, epochs=1)
+    first = profiler.records
+    _, datamodule = make_parts(data)
+    trainer.validate(model, datamodule, verbose=False)
+    assert profiler.records is first
+    fit(data, profiler, epochs=2)
+    assert len(profiler.records.batches) == 8
+    assert len(first.batches) == 4
+
+
+def test_a_step_that_raises_leaves_the_records_so_far_and_the_report(data: Data, tmp_path: Path) -> None:
+    class Breaking(NodeClassifier):
+        @override
+        def training_step(self, batch: Data, batch_idx: int) -> Tensor:
+            if self.trainer.global_step == 6:
+                raise RuntimeError("no such luck")
+            return super().training_step(batch, batch_idx)
+
+    _, datamodule = make_parts(data)
+    model = Breaking("gcn", in_channels=64, out_channels=10, hidden_channels=8)
+    profiler = GNNProfiler(skip_batches=1, report_dir=tmp_path / "report")
+    trainer = L.Trainer(profiler=profiler, max_epochs=4, **QUIET)
+    with pytest.raises(RuntimeError, match="no such luck"):
+        trainer.fit(model, datamodule)
+    assert [batch.batch for batch in profiler.records.batches] == list(range(6))
+    assert profiler.records.info["notes"] == ["The fit ended early, in step 6: RuntimeError: no such luck"]
+    assert trainer.callbacks == []
+    assert not model.net.convs[0]._forward_hooks
+    assert len(Records.load(tmp_path / "report" / "records").batches) == 6
+    assert "no such luck" in (tmp_path / "report" / "report.html").read_text()
+
+
+def test_a_model_without_message_passing_has_its_phases_timed() -> None:
+    class Plain(L.LightningModule):
+        def __init__(self) -> None:
+            super().__init__()
+            self.lin = nn.Linear(4, 1)
+
+        @override
+        def training_step(self, batch: Tensor, batch_idx: int) -> Tensor:
+            return self.lin(batch).sum()
+
+        @override
+        def configure_optimizers(self) -> torch.optim.Optimizer:
+            return torch.optim.SGD(self.parameters(), lr=0.1)
+
+    profiler = GNNProfiler(skip_batches=0, memory_every=0)
+    trainer = L.Trainer(profiler=profiler, max_epochs=1, **QUIET)
+    trainer.fit(Plain(), DataLoader(torch.randn(12, 4), batch_size=4))  # type: ignore[arg-type]
+    assert len(profiler.records.batches) == 3
+    assert {r.layer for r in profiler.records.times} == {""}
+    assert total(profiler.records, phase="forward") > 0
+    assert total(profiler.records, phase="backward") > 0
+    assert "No layers of message passing" in profiler.records.info["notes"][0]
+    assert profiler.records.loads[0].sample_s is None
+
+
+def test_manual_optimization_has_the_same_phases(data: Data) -> None:
+    class Manual(NodeClassifier):
+        def __init__(self, *args: Any, **kwargs: Any) -> None:
+            super().__init__(*args, **kwargs)
+            self.automatic_optimization = False
+
+        @override
+        def training_step(self, batch: Data, batch_idx: int) -> None:  # type: ignore[override]
+            optimizer = self.optimizers()
+            optimizer.zero_grad()  # type: ignore[union-attr]
+            self.manual_backward(super().training_step(batch, batch_idx))
+            optimizer.step()  # type: ignore[union-attr]
+
+    _, datamodule = make_parts(data)
+    profiler = GNNProfiler(skip_batches=0, memory_every=0)
+    trainer = L.Trainer(profiler=profiler, max_epochs=1, **QUIET)
+    trainer.fit(Manual("gcn", in_channels=64, out_channels=10, hidden_channels=8), datamodule)
+    for phase in ("forward", "backward", "optimizer"):
+        assert total(profiler.records, phase=phase) > 0, phase
+    assert total(profiler.records, phase="backward", layer="net.convs.1", part="aggregate") > 0
+
+
+def test_validation_beside_training_is_told_apart(data: Data, tmp_path: Path) -> None:
+    profiler = GNNProfiler(skip_batches=0, memory_every=0)
+    fit(
+        data,
+        profiler,
+        epochs=2,
+        callbacks=[AsyncValidation(monitor="val/acc", dirpath=tmp_path)],
+        enable_checkpointing=True,
+    )
+    assert profiler.records.info["async_validation"] is True
+    assert {validation.beside for validation in profiler.records.validations} == {True}
+    assert all(validation.seconds > 0 for validation in profiler.records.validations)
+
+
+def test_the_summary_is_printed_or_written_as_lightnings_profilers_do(data: Data, tmp_path: Path) -> None:
+    profiler = GNNProfiler(dirpath=tmp_path, filename="profile")
+    fit(data, profiler, epochs=2)
+    [path] = tmp_path.glob("*.txt")
+    assert path.name == "fit-profile-0.txt"
+    assert profiler.report().verdict in " ".join(path.read_text().split())
+
+
+def test_a_loop_of_ones_own() -> None:
+    torch.manual_seed(0)
+    model = nn.ModuleList([GATConv(8, 8), GCNConv(8, 4)])
+
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.convs = model
+
+        @override
+        def forward(self, batch: Data) -> Tensor:
+            hidden = self.convs[0](batch.x, batch.edge_index).relu()
+            return self.convs[1](hidden, batch.edge_index)
+
+    net = Net()
+    optimizer = torch.optim.Adam(net.parameters())
+    batches = [Data(x=torch.randn(20, 8), edge_index=torch.randint(20, (2, 50 + place))) for place in range(6)]
+    profiler = GNNProfiler(skip_batches=1, memory_every=2)
+    with profiler.watch(net):
+        for batch in profiler.steps(batches):
+            loss = net(batch).square().mean()
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+    records = profiler.records
+    assert [(b.nodes, b.edges, b.timed) for b in records.batches] == [
+        (20, 50, False), (20, 51, False), (20, 52, True), (20, 53, False), (20, 54, True), (20, 55, False),
+    ]  # fmt: skip
+    assert [b.peak_bytes is not None for b in records.batches] == [False, True, False, True, False, True]
+    for phase in ("wait", "forward", "backward", "optimizer", "other"):
+        assert total(records, phase=phase) > 0, phase
+    for layer, part in (("convs.0", "edge_update"), ("convs.0", "message"), ("convs.1", "normalize")):
+        assert total(records, phase="forward", layer=layer, part=part) > 0
+    assert total(records, phase="backward", layer="convs.0", part="message") > 0
+    assert records.info["static_bytes"] >= 3 * sum(p.nbytes for p in net.parameters())
+    assert records.info["steps"] == 6
+    assert not net._forward_hooks
+    assert not net.convs[0]._forward_pre_hooks
+
+
+def test_a_loop_without_a_loader_has_a_step_for_each_backward_pass() -> None:
+    x, edge_index = torch.randn(10, 4), torch.randint(10, (2, 30))
+    model, profiler = GCNConv(4, 2), GNNProfiler(skip_batches=1, memory_every=0)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    with profiler.watch(model):
+        for _ in range(4):
+            (model(x, edge_index).sum() + model(x, edge_index).square().sum()).backward()  # twice, but one step
+            optimizer.step()
+            with torch.no_grad():
+                model(x, edge_index)
+    records = profiler.records
+    assert [b.timed for b in records.batches] == [False, True, True, True]
+    # in each step twice, and in the three that have a next one, once more without gradients, which is no new step
+    assert records.layers[0].calls == 12
+    assert {r.calls for r in records.times if (r.phase, r.part) == ("forward", "message")} == {2}
+
+
+def test_a_loop_that_raises_keeps_what_it_has() -> None:
+    model, profiler = GCNConv(4, 2), GNNProfiler(skip_batches=0, memory_every=0)
+    batches = [Data(x=torch.randn(5, 4), edge_index=torch.randint(5, (2, 9)))] * 3
+
+    def loop() -> None:
+        for place, batch in enumerate(profiler.steps(batches)):
+            model(batch.x, batch.edge_index).sum().backward()
+            if place == 2:
+                raise KeyError("lost")
+
+    with pytest.raises(KeyError), profiler.watch(model):
+        loop()
+    assert len(profiler.records.batches) == 2
+    assert profiler.records.info["notes"] == ["The loop ended early, in step 2: KeyError: 'lost'"]
+    assert not model._forward_hooks
+    with profiler.watch(model):  # and can go on
+        pass
+
+
+def test_misuse_is_refused() -> None:
+    profiler = GNNProfiler()
+    with pytest.raises(RuntimeError, match=r"has recorded nothing yet\. HINT: call `trainer.fit` with it"):
+        profiler.report()
+    with pytest.raises(RuntimeError, match=r"`steps` belongs into a `with profiler\.watch"):
+        profiler.steps([])
+    with pytest.raises(RuntimeError, match=r"traced nothing\. HINT: `trace_batches=20`"):
+        profiler.write_trace("trace.json")
+    with (
+        profiler.watch(nn.Linear(1, 1)),
+        pytest.raises(RuntimeError, match="profiling already"),
+        profiler.watch(nn.Linear(1, 1)),
+    ):
+        pass
+    with pytest.raises(ValueError, match="`limit` must be a number of bytes, but got '6 apples'"):
+        GNNProfiler(limit="6 apples")
