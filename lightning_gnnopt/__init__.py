@@ -1,6 +1,6 @@
 """Sampled GNN training on PyG graphs under PyTorch Lightning: fast, uninterrupted and safe."""
 
-from lightning_gnnopt.analysis import LoaderMonitor, RunSummary
+from lightning_gnnopt.analysis import GNNProfiler, LoaderMonitor, RunSummary
 from lightning_gnnopt.evaluation import AsyncValidation
 from lightning_gnnopt.loading import GraphDataModule, LinkSplit, LinkTask, PrefetchLoader
 from lightning_gnnopt.memory import MemoryControl
@@ -9,6 +9,7 @@ from lightning_gnnopt.models import NodeClassifier
 __version__ = "0.1.0.dev0"
 __all__ = [
     "AsyncValidation",
+    "GNNProfiler",
     "GraphDataModule",
     "LinkSplit",
     "LinkTask",

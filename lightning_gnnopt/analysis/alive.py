@@ -44,7 +44,7 @@ class AliveTensor:
     line: str
 
 
-class AliveTensors(TorchDispatchMode):
+class AliveTensors(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Follows each tensor that an operator makes until it is released; for one step, as it makes operators slower.
 
     Memory that an operator takes and gives back within itself is not seen, so the peak it finds may lie below the
@@ -59,7 +59,7 @@ class AliveTensors(TorchDispatchMode):
     """
 
     def __init__(self, current: Callable[[], Label]) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.peak_bytes = 0
         self.at_peak: list[AliveTensor] = []
         self._current = current
@@ -79,8 +79,13 @@ class AliveTensors(TorchDispatchMode):
             self._follow(tensor, str(func.name()), line)
         return out
 
-    def finish(self) -> None:
+    def begin(self) -> None:
+        """Follow what this thread makes from now on."""
+        self.__enter__()  # type: ignore[no-untyped-call]
+
+    def end(self) -> None:
         """Take the last peak, and forget the rest."""
+        self.__exit__(None, None, None)  # type: ignore[no-untyped-call]
         self._take_peak()
         self._alive.clear()
         self._lines.clear()
@@ -146,7 +151,7 @@ def _describe(frame: FrameType) -> str:
 
 
 def _key(tensor: Tensor) -> int:
-    return tensor.untyped_storage()._cdata
+    return int(tensor.untyped_storage()._cdata)
 
 
 def _flat(value: Any) -> Iterable[Tensor]:

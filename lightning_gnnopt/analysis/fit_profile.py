@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 import time
 from collections.abc import Callable
 from contextlib import ExitStack
@@ -14,8 +15,9 @@ import lightning as L
 from lightning_gnnopt.analysis.labels import Label
 from lightning_gnnopt.analysis.loader_stages import LoaderStages
 from lightning_gnnopt.analysis.profile_info import device_name, environment
+from lightning_gnnopt.analysis.profile_options import ProfileOptions
 from lightning_gnnopt.analysis.records import Records, ValidationRecord
-from lightning_gnnopt.analysis.session import WAIT, ProfileOptions, ProfileSession
+from lightning_gnnopt.analysis.session import WAIT, ProfileSession
 from lightning_gnnopt.analysis.step_spans import spans_of_steps
 from lightning_gnnopt.analysis.trace import TraceSpan, spans_of_stages, spans_of_timeline, write_trace
 from lightning_gnnopt.loading.stage_log import StageLog, record_stages
@@ -53,7 +55,7 @@ class FitProfile:
         self._limit_bytes = limit_bytes
         self._session: ProfileSession | None = None
         self._records = Records()
-        self._open: list[tuple[str, int | None]] = []  # actions, and how deep the marks were before their label
+        self._open: list[tuple[str, int | None, BaseException | None]] = []  # see `start`
         self._loader: LoaderStages | None = None
         self._loader_name = ""
         self._validation: tuple[int, float] | None = None  # how deep the marks were, and since when
@@ -132,7 +134,8 @@ class FitProfile:
             if label is not None:
                 depth = session.marks.depth
                 session.marks.push(label)
-        self._open.append((action, depth))
+        # with how deep the marks were before its label, and the error that is being handled around the fit, if any
+        self._open.append((action, depth, sys.exception()))
         session.marks.spent_s = before_s + time.perf_counter() - began_s
 
     def stop(self, action: str) -> None:
@@ -142,8 +145,9 @@ class FitProfile:
             return
         began_s, before_s = time.perf_counter(), session.marks.spent_s
         depth: int | None = None
+        around: BaseException | None = None
         while self._open:
-            name, depth = self._open.pop()
+            name, depth, around = self._open.pop()
             if name == action:
                 break
         if session.is_open:
@@ -153,7 +157,7 @@ class FitProfile:
                 session.add_load(self._loader.take(session.number, time.perf_counter() - self._asked_s))
             elif action == "run_training_batch":
                 session.end_compute()
-            elif action == "run_training_epoch":
+            elif action == "run_training_epoch" and sys.exception() is around:  # else `fit_broke` comes next
                 session.close_step()
         if action.startswith("[Strategy]") and action.endswith(".on_validation_end"):
             self._end_validation(session)
@@ -190,7 +194,8 @@ class FitProfile:
             return
         fit_s = time.perf_counter() - self._started_s
         session.finish()
-        names = {type(callback).__name__: callback for callback in trainer.callbacks}
+        callbacks: list[Any] = vars(trainer)["callbacks"]
+        names = {type(callback).__name__: callback for callback in callbacks}
         timeline = getattr(names.get("AsyncValidation"), "timeline", None)
         if timeline is not None:
             self._records.validations += [

@@ -16,8 +16,9 @@ from lightning_gnnopt.analysis.labels import Label
 from lightning_gnnopt.analysis.loader_stages import LoaderStages
 from lightning_gnnopt.analysis.marks import BACKWARD, OTHER
 from lightning_gnnopt.analysis.profile_info import device_name, environment
+from lightning_gnnopt.analysis.profile_options import ProfileOptions
 from lightning_gnnopt.analysis.records import Records
-from lightning_gnnopt.analysis.session import WAIT, ProfileOptions, ProfileSession
+from lightning_gnnopt.analysis.session import WAIT, ProfileSession
 from lightning_gnnopt.analysis.step_spans import spans_of_steps
 from lightning_gnnopt.analysis.trace import TraceSpan, spans_of_stages, write_trace
 from lightning_gnnopt.loading.stage_log import StageLog, record_stages
@@ -120,7 +121,7 @@ class LoopProfile:
                 yield batch
         finally:
             self._in_steps = False
-            session.close_step()
+            session.hold_step()  # left early: by `break`, or by an error, which only `running` is told
             stages.restore()
 
     def write_trace(self, path: Path) -> Path:

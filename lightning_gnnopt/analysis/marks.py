@@ -113,7 +113,7 @@ class Marks:
         for tensor in _tensors(value):
             candidate = tensor.grad_fn
             if candidate is not None:
-                candidate_number = candidate._sequence_nr()  # type: ignore[attr-defined]
+                candidate_number = candidate._sequence_nr()
                 if number < candidate_number < _LEAF:
                     node, number = candidate, candidate_number
         if node is not None:

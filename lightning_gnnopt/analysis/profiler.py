@@ -6,9 +6,8 @@ import io
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
-import lightning as L
 import torch
 from lightning.pytorch.profilers import Profiler
 from rich.console import Console
@@ -19,9 +18,9 @@ from lightning_gnnopt._units import parse_bytes
 from lightning_gnnopt.analysis.fit_profile import FitProfile
 from lightning_gnnopt.analysis.fit_watch import FitWatch
 from lightning_gnnopt.analysis.loop_profile import LoopProfile
+from lightning_gnnopt.analysis.profile_options import ProfileOptions
 from lightning_gnnopt.analysis.records import Records
 from lightning_gnnopt.analysis.report import BottleneckReport
-from lightning_gnnopt.analysis.session import ProfileOptions
 
 T = TypeVar("T")
 
@@ -57,6 +56,7 @@ class GNNProfiler(Profiler):
         ValueError: If a number is negative, `max_batches` not above `skip_batches`, or `limit` no number of bytes.
 
     Examples:
+        >>> import lightning as L
         >>> profiler = GNNProfiler(limit="6GiB")
         >>> trainer = L.Trainer(profiler=profiler, max_epochs=3, logger=False, enable_checkpointing=False)
         >>> # trainer.fit(model, datamodule); profiler.report().save("profile")
@@ -130,7 +130,7 @@ class GNNProfiler(Profiler):
     @override
     def setup(self, stage: str, local_rank: int | None = None, log_dir: str | None = None) -> None:
         super().setup(stage, local_rank, log_dir)
-        trainer = getattr(getattr(self, "_lightning_module", None), "_trainer", None)
+        trainer: Any = getattr(getattr(self, "_lightning_module", None), "_trainer", None)
         if stage != "fit" or trainer is None:
             return
         self._drop()
@@ -212,7 +212,7 @@ class GNNProfiler(Profiler):
             raise RuntimeError("`steps` belongs into a `with profiler.watch(model):` block.")
         return self._loop.steps(loader)
 
-    def _ended(self, trainer: L.Trainer) -> None:
+    def _ended(self, trainer: Any) -> None:
         self._fit = None
         if self._watch in trainer.callbacks:
             trainer.callbacks.remove(self._watch)

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import nn
@@ -19,63 +19,14 @@ from lightning_gnnopt.analysis.labels import Label
 from lightning_gnnopt.analysis.layer_hooks import LayerHooks
 from lightning_gnnopt.analysis.layers import find_layers
 from lightning_gnnopt.analysis.marks import Marks
-from lightning_gnnopt.analysis.records import (
-    BatchRecord,
-    LayerRecord,
-    LoadRecord,
-    MemoryRecord,
-    Records,
-    TensorRecord,
-    TimeRecord,
-)
-from lightning_gnnopt.analysis.step_memory import StepMemory, Stretch, step_memory
-from lightning_gnnopt.memory.features import batch_bytes, is_batch
+from lightning_gnnopt.analysis.profile_options import Mode, ProfileOptions
+from lightning_gnnopt.analysis.records import BatchRecord, LayerRecord, LoadRecord, Records, TensorRecord
+from lightning_gnnopt.analysis.step_memory import StepMemory, step_memory
+from lightning_gnnopt.analysis.step_records import find_batch, memory_records, num_seeds, time_records
+from lightning_gnnopt.memory.features import batch_bytes
 
 WAIT = Label("wait")
 _MOST_TENSORS = 50
-Mode = Literal["plain", "timed", "memory", "detail"]
-
-
-@dataclass(frozen=True, kw_only=True)
-class ProfileOptions:
-    """What is recorded of which steps.
-
-    Attributes:
-        skip_batches: Steps at the beginning that are not timed: they compile and warm up.
-        memory_every: After those, of every so many steps the first is recorded for its memory, and not timed; 0 records
-            none.
-        detail_batches: Of so many of those each tensor is followed.
-        max_batches: Steps that are recorded at all.
-        trace_batches: Of so many timed steps each stretch is kept.
-
-    Raises:
-        ValueError: If a number is negative, or `max_batches` not above `skip_batches`.
-    """
-
-    skip_batches: int = 3
-    memory_every: int = 10
-    detail_batches: int = 2
-    max_batches: int = 1000
-    trace_batches: int = 0
-
-    def __post_init__(self) -> None:
-        for name in ("skip_batches", "memory_every", "detail_batches", "trace_batches"):
-            if getattr(self, name) < 0:
-                raise ValueError(f"`{name}` must be 0 or more, but got {getattr(self, name)}.")
-        if self.max_batches <= self.skip_batches:
-            raise ValueError(
-                f"`max_batches` must be above `skip_batches`, but is {self.max_batches} and {self.skip_batches}."
-                " HINT: steps that are skipped count among them."
-            )
-
-    def mode(self, step: int) -> Mode:
-        """Say what is recorded of a step."""
-        place = step - self.skip_batches
-        if place < 0:
-            return "plain"
-        if self.memory_every == 0 or place % self.memory_every:
-            return "timed"
-        return "detail" if place // self.memory_every < self.detail_batches else "memory"
 
 
 @dataclass(frozen=True)
@@ -147,6 +98,7 @@ class ProfileSession:
         self._layers, self._closed = find_layers(model)
         self._hooks = LayerHooks(model, self._layers, self.marks)
         self._step: _Step | None = None
+        self._held: _Ended | None = None
         self._ended: deque[_Ended] = deque()
         self._memory: StepMemory | None = None
         self._alive: AliveTensors | None = None
@@ -169,7 +121,7 @@ class ProfileSession:
     @property
     def number(self) -> int:
         """Number of the step that is open, or of the next one."""
-        return self.steps if self._step is None else self._step.number
+        return self.steps
 
     @contextmanager
     def spending(self) -> Iterator[None]:
@@ -208,11 +160,11 @@ class ProfileSession:
         if step is None or step.has_batch:
             return
         with self.spending():
-            found = _find_batch(batch)
+            found = find_batch(batch)
             step.has_batch, step.sampler = True, sampler
             if found is not None:
                 step.nodes, step.edges = int(found.num_nodes or 0), int(found.num_edges)
-                step.seeds = _num_seeds(found)
+                step.seeds = num_seeds(found)
                 step.loaded_bytes = batch_bytes(found)
             step.batch_size = step.seeds if batch_size is None else batch_size
 
@@ -238,25 +190,32 @@ class ProfileSession:
 
     def close_step(self) -> None:
         """The step has ended."""
-        step = self._step
-        if step is None:
+        self.hold_step()
+        held, self._held = self._held, None
+        if held is None:
             return
-        self.end_compute()
-        self._step = None
-        labels, stamps = self.marks.close()
+        step = held.step
         if not step.has_batch:  # the loader had no more
+            self._forget(step.number)
             return
         self.steps += 1
-        self._ended.append(_Ended(step, labels, stamps))
+        self._ended.append(held)
         if step.mode == "timed":
             self._overhead_s += self.marks.spent_s - self._spent_before
         if self.marks.keeps_host:
             self._traced += 1
             self.spans += [
                 HostSpan(label, step.number, start_s, end_s)
-                for label, (start_s, end_s) in zip(labels, pairwise(self.marks.host_s), strict=True)
+                for label, (start_s, end_s) in zip(held.labels, pairwise(self.marks.host_s), strict=True)
             ]
         self._settle(wait=False)
+
+    def hold_step(self) -> None:
+        """The step has ended, but whether by an error is not known yet: it counts once :meth:`close_step` is called."""
+        if self._step is not None:
+            self.end_compute()
+            step, self._step = self._step, None
+            self._held = _Ended(step, *self.marks.close())
 
     def finish(self) -> Records:
         """End the profile and the step that is open."""
@@ -283,11 +242,17 @@ class ProfileSession:
         return self.records
 
     def break_off(self) -> None:
-        """The step that is open raised: it is dropped, whatever it has recorded."""
-        if self._step is not None:
-            self.end_compute()
-            self._step = None
-            self.marks.close()
+        """The step that is open or held raised: it is dropped, whatever it has recorded."""
+        self.hold_step()
+        held, self._held = self._held, None
+        if held is not None:
+            self._forget(held.step.number)
+
+    def _forget(self, number: int) -> None:
+        records = self.records
+        records.loads = [record for record in records.loads if record.batch != number]
+        records.memory = [record for record in records.memory if record.batch != number]
+        records.tensors = [record for record in records.tensors if record.batch != number]
 
     def add_load(self, load: LoadRecord) -> None:
         """Keep what preparing the open step's batch took."""
@@ -309,15 +274,14 @@ class ProfileSession:
         self.marks.on_mark = memory.mark
         if step.mode == "detail" and not self._closed:
             self._alive = AliveTensors(lambda: self.marks.current)
-            self._alive.__enter__()
+            self._alive.begin()
 
     def _stop_memory(self) -> None:
         memory, self._memory = self._memory, None
         alive, self._alive = self._alive, None
         self.marks.on_mark = None
         if alive is not None:
-            alive.__exit__(None, None, None)
-            alive.finish()
+            alive.end()
         if memory is None or self._step is None:
             return
         stretches = memory.stop()
@@ -327,7 +291,7 @@ class ProfileSession:
             self.note("The memory of some steps could not be told apart by layer, as events were lost.")
             return
         step.peak_bytes = max((stretch.peak_bytes for stretch in stretches), default=0)
-        self.records.memory += _memory_records(step.number, labels, stretches)
+        self.records.memory += memory_records(step.number, labels, stretches)
         if alive is not None:
             self.records.tensors += [
                 TensorRecord(step.number, t.nbytes, t.shape, t.dtype, *t.label, t.op, t.line)
@@ -357,7 +321,7 @@ class ProfileSession:
                 )
             )
             if is_timed:
-                self.records.times += _time_records(step.number, ended.labels, spans)
+                self.records.times += time_records(step.number, ended.labels, spans)
             clock.release(stamps)
 
     def _note_layers(self) -> None:
@@ -369,41 +333,3 @@ class ProfileSession:
                 "No layers of message passing (`torch_geometric.nn.MessagePassing`) were found in the model: phases are"
                 " timed, layers are not."
             )
-
-
-def _time_records(number: int, labels: list[Label], spans: list[float]) -> list[TimeRecord]:
-    seconds: dict[Label, float] = {}
-    calls: dict[Label, int] = {}
-    for label, span in zip(labels, spans, strict=True):
-        seconds[label] = seconds.get(label, 0.0) + span
-        calls[label] = calls.get(label, 0) + 1
-    return [TimeRecord(number, *label, total, calls[label]) for label, total in seconds.items()]
-
-
-def _memory_records(number: int, labels: list[Label], stretches: list[Stretch]) -> list[MemoryRecord]:
-    found: dict[Label, list[int]] = {}
-    for label, stretch in zip(labels, stretches, strict=True):
-        total = found.setdefault(label, [0, 0, 0])
-        total[0] = max(total[0], stretch.peak_bytes)
-        total[1] += stretch.live_bytes
-        total[2] += stretch.allocated_bytes
-    return [MemoryRecord(number, *label, *total) for label, total in found.items()]
-
-
-def _find_batch(batch: Any) -> Any:
-    """Find the PyG batch in what a loader yields: itself, or within a tuple, list or dict."""
-    if is_batch(batch):
-        return batch
-    inner = batch.values() if isinstance(batch, dict) else batch if isinstance(batch, (tuple, list)) else ()
-    return next((found for item in inner if (found := _find_batch(item)) is not None), None)
-
-
-def _num_seeds(batch: Any) -> int:
-    """Count the seeds of a batch: those it names, else the nodes its loss is over, else all nodes."""
-    for store in batch.node_stores:
-        if store.get("batch_size") is not None:
-            return int(store["batch_size"])
-    masks = [mask for store in batch.node_stores if (mask := store.get("train_mask")) is not None]
-    if masks and all(mask.dtype == torch.bool for mask in masks):
-        return int(sum(mask.sum() for mask in masks))
-    return int(batch.num_nodes or 0)

@@ -70,7 +70,8 @@ class CpuStepMemory:
         """Note that another stretch begins."""
         self._marks += 1
         for size in _SIZES:
-            torch.UntypedStorage(size)  # no operator: who follows those does not see it
+            # no operator, so that who follows those does not see it
+            torch.UntypedStorage(size)  # type: ignore[no-untyped-call]
 
     def stop(self) -> list[Stretch]:
         """End."""

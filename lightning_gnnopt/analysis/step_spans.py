@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from lightning_gnnopt.analysis.session import HostSpan
-from lightning_gnnopt.analysis.trace import TraceSpan
+from lightning_gnnopt.analysis.trace import TRAINING, TraceSpan
 
 
 def spans_of_steps(spans: Iterable[HostSpan]) -> list[TraceSpan]:
@@ -21,5 +21,5 @@ def spans_of_steps(spans: Iterable[HostSpan]) -> list[TraceSpan]:
         label = span.label
         inner = " ".join(part for part in (label.layer, label.kind if not label.part else "", label.part) if part)
         name = f"{label.phase}: {inner}" if inner else label.phase
-        found.append(TraceSpan("training", "steps", name, span.start_s, span.end_s, {"batch": span.batch}))
+        found.append(TraceSpan(TRAINING, "training: steps", name, span.start_s, span.end_s, {"batch": span.batch}))
     return found

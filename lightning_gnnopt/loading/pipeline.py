@@ -12,6 +12,7 @@ from lightning_gnnopt._units import parse_bytes
 from lightning_gnnopt.loading.ordered import OrderedPrefetch
 from lightning_gnnopt.loading.placement import NOTE, HostPlacement, Placed, Placement
 from lightning_gnnopt.loading.plan import BatchPlan
+from lightning_gnnopt.loading.stage_log import note_stage
 from lightning_gnnopt.loading.stats import LoaderStats
 from lightning_gnnopt.loading.streams import Event
 
@@ -121,7 +122,9 @@ class BatchPipeline:
         with closing(iter(self._prefetch)) as results:
             asked_s, queued = time.perf_counter(), 0
             for placed, stats in results:
-                stats.wait_s, stats.queued = time.perf_counter() - asked_s, queued
+                came_s = time.perf_counter()
+                stats.wait_s, stats.queued = came_s - asked_s, queued
+                note_stage("wait", -1, asked_s, came_s)
                 stats.transfer_s = self.transfers_s()
                 if placed.span is not None:
                     self._spans.append(placed.span)
@@ -163,13 +166,17 @@ class BatchPipeline:
         prefetch.stage("slice")
         granted_s = time.perf_counter()
         placed = self._placement.place(plan, stages.describe(item))
+        placed_s = time.perf_counter()
         prefetch.stage("deliver")
+        note_stage("sample", item, started_s, sampled_s)
+        note_stage("plan", item, sampled_s, planned_s)
+        note_stage("slice", item, granted_s, placed_s)
         return placed, LoaderStats(
             batches=1,
             nodes=plan.num_nodes,
             edges=plan.num_edges,
             sample_s=sampled_s - started_s,
-            slice_s=planned_s - sampled_s + time.perf_counter() - granted_s - placed.waited_s,
+            slice_s=planned_s - sampled_s + placed_s - granted_s - placed.waited_s,
             nbytes=plan.nbytes,
             moved_bytes=placed.moved_bytes,
             copies=placed.copies,

@@ -27,9 +27,9 @@ def test_the_peak_and_who_is_there_are_those_of_the_allocator() -> None:
         step()
     conv.zero_grad()
     alive = AliveTensors(lambda: HERE)
-    with alive:
-        step()
-    alive.finish()
+    alive.begin()
+    step()
+    alive.end()
     assert alive.peak_bytes == meter.peak.allocated_bytes
     assert sum(tensor.nbytes for tensor in alive.at_peak) == alive.peak_bytes
     assert [tensor.nbytes for tensor in alive.at_peak] == sorted((t.nbytes for t in alive.at_peak), reverse=True)
@@ -37,13 +37,13 @@ def test_the_peak_and_who_is_there_are_those_of_the_allocator() -> None:
 
 def test_each_tensor_knows_its_operator_shape_and_line() -> None:
     alive = AliveTensors(lambda: HERE)
-    with alive:
-        x = torch.ones(3, 5)  # first
-        y = x.double()  # second
-        view = y[1:]
-        view += 1  # in place: no memory
-        del view
-    alive.finish()
+    alive.begin()
+    x = torch.ones(3, 5)  # first
+    y = x.double()  # second
+    view = y[1:]
+    view += 1  # in place: no memory
+    del view
+    alive.end()
     first, second = sorted(alive.at_peak, key=lambda tensor: tensor.nbytes)
     assert (first.nbytes, first.shape, first.dtype, first.op) == (60, "3x5", "float32", "aten::ones")
     assert (second.nbytes, second.shape, second.dtype, second.op) == (120, "3x5", "float64", "aten::_to_copy")
@@ -62,10 +62,10 @@ def test_a_backward_pass_is_told_by_the_line_that_ran_the_forward_pass() -> None
     def forward() -> Tensor:
         return weight.exp()
 
-    with alive:
-        out = forward().sum()
-        out.backward()
-    alive.finish()
+    alive.begin()
+    out = forward().sum()
+    out.backward()
+    alive.end()
     lines = {tensor.line.partition(" in ")[2] for tensor in alive.at_peak if tensor.nbytes == 4000}
     assert lines == {"forward"}
     assert len([tensor for tensor in alive.at_peak if tensor.nbytes == 4000]) == 2  # exp's, and the gradient
@@ -74,20 +74,20 @@ def test_a_backward_pass_is_told_by_the_line_that_ran_the_forward_pass() -> None
 def test_a_line_is_the_users_not_torchs_pygs_or_lightnings() -> None:
     model = nn.Sequential(nn.Linear(4, 4))
     alive = AliveTensors(lambda: HERE)
-    with alive:
-        out = model(torch.zeros(2, 4))
-    alive.finish()
+    alive.begin()
+    out = model(torch.zeros(2, 4))
+    alive.end()
     assert {tensor.line.partition(":")[0] for tensor in alive.at_peak} == {"test_alive.py"}
     assert out.shape == (2, 4)
 
 
 def test_what_is_released_is_let_go_of() -> None:
     alive = AliveTensors(lambda: HERE)
-    with alive:
-        large = torch.zeros(10_000)
-        del large
-        small = torch.zeros(10)
-    alive.finish()
+    alive.begin()
+    large = torch.zeros(10_000)
+    del large
+    small = torch.zeros(10)
+    alive.end()
     gc.collect()
     assert alive.peak_bytes == 40_000
     assert [tensor.nbytes for tensor in alive.at_peak] == [40_000]

@@ -9,8 +9,9 @@ from torch import Tensor, nn
 from torch_geometric.data import Data, HeteroData
 
 from lightning_gnnopt.analysis.labels import Label
+from lightning_gnnopt.analysis.profile_options import ProfileOptions
 from lightning_gnnopt.analysis.records import BatchRecord, LayerRecord
-from lightning_gnnopt.analysis.session import HostSpan, ProfileOptions, ProfileSession
+from lightning_gnnopt.analysis.session import HostSpan, ProfileSession
 from lightning_gnnopt.memory import PeakMeter
 from tests.analysis.spending import HandClock, SpendingConv
 
