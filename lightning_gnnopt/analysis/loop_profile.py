@@ -45,6 +45,7 @@ class LoopProfile:
         self._options = options
         self._optimizers: dict[int, Any] = {}
         self._in_steps = False
+        self._begun = False
         self._stepped = False  # whether the open step has had a backward pass or an optimizer's step
         self._depth = 0
         self._spans: list[TraceSpan] = []
@@ -116,8 +117,8 @@ class LoopProfile:
                 if session.is_open:
                     session.marks.pop()
                     session.add_load(stages.take(session.number, time.perf_counter() - asked_s))
-                    session.take_batch(batch, sampler=type(loader).__name__, batch_size=size)
-                    session.begin_compute()
+                session.take_batch(batch, sampler=type(loader).__name__, batch_size=size)
+                session.begin_compute()
                 yield batch
         finally:
             self._in_steps = False
@@ -133,9 +134,9 @@ class LoopProfile:
         if not torch.is_grad_enabled():
             return
         stepped = self._stepped or session.marks.current.phase == "backward"
-        if not self._in_steps and (not session.is_open or stepped):
+        if not self._in_steps and (stepped or not self._begun):
             session.open_step()
-            self._stepped = False
+            self._begun, self._stepped = True, False
             session.take_batch([args, kwargs], sampler="none")
             session.begin_compute()
         if session.is_open:
@@ -150,9 +151,9 @@ class LoopProfile:
 
     def _optimizer_begins(self, optimizer: Any, args: Any, kwargs: Any) -> None:
         self._optimizers[id(optimizer)] = optimizer
+        self._stepped = True
         session = self._session
         if session.is_open:
-            self._stepped = True
             session.marks.switch(Label("optimizer"))
 
     def _optimizer_ends(self, optimizer: Any, args: Any, kwargs: Any) -> None:

@@ -99,6 +99,7 @@ class ProfileSession:
         self._hooks = LayerHooks(model, self._layers, self.marks)
         self._step: _Step | None = None
         self._held: _Ended | None = None
+        self._only_counts = False  # whether a step that is not recorded waits for its batch
         self._ended: deque[_Ended] = deque()
         self._memory: StepMemory | None = None
         self._alive: AliveTensors | None = None
@@ -146,8 +147,8 @@ class ProfileSession:
     def open_step(self) -> None:
         """A batch is asked for: the step before ends, the next begins."""
         self.close_step()
-        if self.steps >= self._options.max_batches:
-            self.steps += 1
+        self._only_counts = self.steps >= self._options.max_batches
+        if self._only_counts:
             return
         self._step = _Step(self.steps, self._options.mode(self.steps), time.perf_counter())
         self._spent_before = self.marks.spent_s
@@ -158,6 +159,8 @@ class ProfileSession:
         """The batch has come."""
         step = self._step
         if step is None or step.has_batch:
+            self.steps += self._only_counts
+            self._only_counts = False
             return
         with self.spending():
             found = find_batch(batch)

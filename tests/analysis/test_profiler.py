@@ -293,6 +293,22 @@ def test_a_loop_of_ones_own() -> None:
     assert not net.convs[0]._forward_pre_hooks
 
 
+def test_steps_that_are_not_recorded_are_counted() -> None:
+    model = GCNConv(4, 2)
+    batches = [Data(x=torch.randn(5, 4), edge_index=torch.randint(5, (2, 9)))] * 5
+    profiler = GNNProfiler(skip_batches=0, memory_every=0, max_batches=2)
+    with profiler.watch(model):
+        for batch in profiler.steps(batches):
+            model(batch.x, batch.edge_index).sum().backward()
+    assert (len(profiler.records.batches), profiler.records.info["steps"]) == (2, 5)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    with profiler.watch(model):
+        for batch in batches:
+            model(batch.x, batch.edge_index).sum().backward()
+            optimizer.step()
+    assert (len(profiler.records.batches), profiler.records.info["steps"]) == (2, 5)
+
+
 def test_a_loop_without_a_loader_has_a_step_for_each_backward_pass() -> None:
     x, edge_index = torch.randn(10, 4), torch.randint(10, (2, 30))
     model, profiler = GCNConv(4, 2), GNNProfiler(skip_batches=1, memory_every=0)
