@@ -14,7 +14,7 @@ import lightning as L
 
 from lightning_gnnopt.analysis.labels import Label
 from lightning_gnnopt.analysis.loader_stages import LoaderStages
-from lightning_gnnopt.analysis.profile_info import device_name, environment
+from lightning_gnnopt.analysis.profile_info import surroundings
 from lightning_gnnopt.analysis.profile_options import ProfileOptions
 from lightning_gnnopt.analysis.records import Records, ValidationRecord
 from lightning_gnnopt.analysis.session import WAIT, ProfileSession
@@ -83,10 +83,8 @@ class FitProfile:
         self._steps_per_epoch = int(batches) if math.isfinite(batches) else None
         self._loader = LoaderStages(trainer.train_dataloader)
         self._loader_name = _sampler_name(trainer)
-        self._records.info |= {
+        self._records.info |= surroundings(device) | {
             "model": type(pl_module if network is None else network).__name__,
-            "device": device_name(device),
-            "environment": environment(),
             "num_workers": self._loader.num_workers,
         }
         if self._options.trace_batches:

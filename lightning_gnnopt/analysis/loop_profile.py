@@ -15,7 +15,7 @@ from torch.optim.optimizer import register_optimizer_step_post_hook, register_op
 from lightning_gnnopt.analysis.labels import Label
 from lightning_gnnopt.analysis.loader_stages import LoaderStages
 from lightning_gnnopt.analysis.marks import BACKWARD, OTHER
-from lightning_gnnopt.analysis.profile_info import device_name, environment
+from lightning_gnnopt.analysis.profile_info import surroundings
 from lightning_gnnopt.analysis.profile_options import ProfileOptions
 from lightning_gnnopt.analysis.records import Records
 from lightning_gnnopt.analysis.session import WAIT, ProfileSession
@@ -51,9 +51,7 @@ class LoopProfile:
         self._spans: list[TraceSpan] = []
         self._stage_log: StageLog | None = None
         self.records: Records = self._session.records
-        self.records.info |= {
-            "device": device_name(device),
-            "environment": environment(),
+        self.records.info |= surroundings(device) | {
             "num_workers": None,
             "steps_per_epoch": None,
             "limit_bytes": limit_bytes,

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 
 from lightning_gnnopt._machine import machine, versions
 
 
-def environment() -> dict[str, str]:
-    """Describe the machine and the versions, by name."""
-    found = {name: str(value) for name, value in machine().items() if value is not None}
-    return found | {name: str(value) for name, value in versions().items()}
+def surroundings(device: torch.device) -> dict[str, Any]:
+    """Describe the device, the machine and the versions, for `Records.info`."""
+    found = machine()
+    environment = {name: str(value) for name, value in (found | versions()).items() if value is not None}
+    return {"device": device_name(device), "environment": environment, "cores": found["cores"]}
 
 
 def device_name(device: torch.device) -> str:
