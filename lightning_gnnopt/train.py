@@ -60,14 +60,19 @@ def build(config: DictConfig) -> tuple[GraphDataModule, NodeClassifier]:
         config: With the groups ``data``, ``sampler`` and ``model``.
     """
     datamodule = instantiate(config.data, sampler=instantiate(config.sampler), _convert_="all")
-    model = instantiate(
-        config.model,
+    return datamodule, build_model(config.model, datamodule)
+
+
+def build_model(config: DictConfig, datamodule: GraphDataModule) -> NodeClassifier:
+    """Build the model of a group ``model``, of the sizes of a graph."""
+    model: NodeClassifier = instantiate(
+        config,
         in_channels=datamodule.num_features,
         out_channels=datamodule.num_classes,
         multilabel=datamodule.multilabel,
         _convert_="all",
     )
-    return datamodule, model
+    return model
 
 
 def build_members(group: DictConfig | None) -> list[Any]:

@@ -63,7 +63,8 @@ class PlaceMemory:
     @property
     def name(self) -> str:
         """Phase and layer."""
-        return f"{self.phase} {self.layer}".rstrip()
+        inner = self.layer or (OUTSIDE if self.phase in ("forward", "backward") else "")
+        return f"{self.phase} {inner}".rstrip()
 
 
 class Breakdown:
@@ -121,7 +122,7 @@ class Breakdown:
 
     @property
     def place_memory(self) -> list[PlaceMemory]:
-        """Memory by phase and layer, in the order in which the steps entered them."""
+        """Memory by phase, and by layer in the order in which the steps entered them."""
         steps: dict[tuple[str, str], dict[int, tuple[int, int, int]]] = defaultdict(dict)
         for row in self.records.memory:
             of_step = steps[row.phase, row.layer]
@@ -131,9 +132,11 @@ class Breakdown:
                 live + row.live_bytes,
                 allocated + row.allocated_bytes,
             )
+        # not by entry: with Lightning, the optimizer's step calls the forward pass
+        order: dict[str, int] = {phase: place for place, phase in enumerate(PHASES)}
         return [
             PlaceMemory(phase, layer, *(sum(column) / len(of_step) for column in zip(*of_step.values(), strict=True)))
-            for (phase, layer), of_step in steps.items()
+            for (phase, layer), of_step in sorted(steps.items(), key=lambda item: order.get(item[0][0], len(order)))
         ]
 
     @property

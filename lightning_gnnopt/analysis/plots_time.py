@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from lightning_gnnopt.analysis.breakdown import OUTSIDE, LayerTime, largest_layers, part_names
@@ -78,13 +79,12 @@ def beside_stages(report: BottleneckReport) -> dict[str, float]:
 
 
 def _describe_phases(report: BottleneckReport) -> str:
-    phases = report.breakdown.phase_s
-    total_s = sum(phases.values())
-    return (
-        "A bar of a training step: "
-        + ", ".join(f"{name} {100 * s / total_s:.1f} %" for name, s in phases.items())
-        + "."
-    )
+    return f"A bar of a training step: {_shares(report.breakdown.phase_s)}."
+
+
+def _shares(seconds: Mapping[str, float]) -> str:
+    total_s = sum(seconds.values())
+    return ", ".join(f"{name} {100 * s / total_s:.1f} %" for name, s in seconds.items())
 
 
 def _layers(report: BottleneckReport, ax: Any) -> tuple[Any, Any]:
@@ -157,12 +157,7 @@ def shown_edges(report: BottleneckReport, most: int = _MOST) -> list[LayerTime]:
 def _describe_parts(report: BottleneckReport) -> str:
     rows = report.breakdown.layer_times
     sums = {part or "between them": sum(row.part_s.get(part, 0.0) for row in rows) for part in part_names(rows)}
-    total_s = sum(sums.values())
-    return (
-        "Bars of the layers' edge computations: "
-        + ", ".join(f"{n} {100 * s / total_s:.1f} %" for n, s in sums.items())
-        + "."
-    )
+    return f"Bars of the layers' edge computations: {_shares(sums)}."
 
 
 def _time(seconds: float) -> str:

@@ -294,7 +294,7 @@ class Records:
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         written = [folder / "info.json"]
-        written[0].write_text(json.dumps(self.info, indent=2, default=str) + "\n")
+        written[0].write_text(json.dumps(self.info, indent=2, default=str) + "\n", encoding="utf-8")
         for name, kind in TABLES.items():
             rows = self.rows(name)
             path = folder / f"{name}.csv"
@@ -303,7 +303,7 @@ class Records:
             if not rows:
                 continue
             names = [f.name for f in fields(kind)]
-            with path.open("w", newline="") as file:
+            with path.open("w", newline="", encoding="utf-8") as file:
                 writer = csv.writer(file)
                 writer.writerow(names)
                 writer.writerows([getattr(row, name) for name in names] for row in rows)
@@ -331,7 +331,7 @@ class Records:
             ValueError: If a file has other columns, or a cell cannot be read.
         """
         folder = Path(folder)
-        records = cls(info=json.loads((folder / "info.json").read_text()))
+        records = cls(info=json.loads((folder / "info.json").read_text(encoding="utf-8")))
         for name, kind in TABLES.items():
             path = folder / f"{name}.csv"
             if path.exists():
@@ -373,7 +373,7 @@ INFO = {
 
 def _read(path: Path, kind: type[Any]) -> Iterator[Any]:
     hints = get_type_hints(kind)
-    with path.open(newline="") as file:
+    with path.open(newline="", encoding="utf-8") as file:
         reader = csv.DictReader(file)
         if list(reader.fieldnames or []) != list(hints):
             raise ValueError(

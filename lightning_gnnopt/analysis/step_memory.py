@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import accumulate, pairwise
 from typing import Any, Protocol
@@ -11,9 +10,6 @@ import torch
 
 from lightning_gnnopt.memory.cpu_events import thread_log
 from lightning_gnnopt.memory.peak_counters import allocator_counts, allocator_of, allocator_peak
-
-_SIZES = (1_000_003, 1_000_033)
-"""Bytes of the two allocations that stand for a mark: odd, so that no tensor of numbers has them."""
 
 
 @dataclass(frozen=True)
@@ -45,57 +41,42 @@ class StepMemory(Protocol):
 
 
 class CpuStepMemory:
-    """The allocations that torch reports to this thread, to the byte.
-
-    A mark is an allocation too, of two odd sizes in turn, and is released at once: it stands in the list of the
-    events where it happened, in the backward pass too, where a recording can be neither ended nor begun.
-    """
+    """The allocations that torch reports to this thread, to the byte."""
 
     labelled = False
 
     def __init__(self) -> None:
+        self._stretches: list[Stretch] = []
         self._sizes: list[int] = []
+        self._held = 0
         self._marks = 0
 
     def take(self, sizes: list[int], labels: list[str]) -> None:
         """Take what the thread's recording tells."""
         self._sizes += sizes
 
+    def take_mark(self) -> None:
+        """The stretch has ended."""
+        sums = list(accumulate(self._sizes, initial=self._held))
+        allocated = sum(size for size in self._sizes if size > 0)
+        self._stretches.append(Stretch(max(sums), sums[-1] - self._held, allocated))
+        self._sizes, self._held = [], sums[-1]
+
     def start(self) -> None:
         """Begin."""
-        self._sizes, self._marks = [], 0
+        self._stretches, self._sizes, self._held, self._marks = [], [], 0, 0
         thread_log.add(self)
 
     def mark(self) -> None:
         """Note that another stretch begins."""
         self._marks += 1
-        for size in _SIZES:
-            # no operator, so that who follows those does not see it
-            torch.UntypedStorage(size)  # type: ignore[no-untyped-call]
+        thread_log.mark()
 
     def stop(self) -> list[Stretch]:
         """End."""
         thread_log.remove(self)
-        stretches = _cut(self._sizes)
-        return stretches if len(stretches) == self._marks + 1 else []
-
-
-def _cut(sizes: Sequence[int]) -> list[Stretch]:
-    mark = [signed for size in _SIZES for signed in (size, -size)]
-    stretches: list[Stretch] = []
-    held, begin, place = 0, 0, 0
-    while place <= len(sizes):
-        at_mark = list(sizes[place : place + len(mark)]) == mark
-        if at_mark or place == len(sizes):
-            inner = sizes[begin:place]
-            sums = list(accumulate(inner, initial=held))
-            stretches.append(Stretch(max(sums), sums[-1] - held, sum(size for size in inner if size > 0)))
-            held = sums[-1]
-            place += len(mark) if at_mark else 1
-            begin = place
-        else:
-            place += 1
-    return stretches
+        self.take_mark()
+        return self._stretches if len(self._stretches) == self._marks + 1 else []
 
 
 class DeviceStepMemory:

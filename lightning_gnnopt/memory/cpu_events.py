@@ -9,7 +9,7 @@ import re
 import sys
 import threading
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
@@ -30,6 +30,10 @@ _MEMORY = "memory_alloc"
 _ALLOCATING_ONLY = re.compile(r"aten::(new_)?empty|aten::resize_$")
 
 
+_MARK = (1_000_003, -1_000_003, 1_000_033, -1_000_033)
+"""Events that stand for a mark: of odd sizes, which no tensor of numbers has, each released at once."""
+
+
 class Listener(Protocol):
     """Is told what happened in its thread between :meth:`ThreadLog.add` and :meth:`ThreadLog.remove`."""
 
@@ -37,6 +41,13 @@ class Listener(Protocol):
 
     def take(self, sizes: list[int], labels: list[str]) -> None:
         """Take the next signed sizes; `labels` is empty unless somebody asked for labels."""
+
+
+class MarkListener(Listener, Protocol):
+    """Is told of marks too."""
+
+    def take_mark(self) -> None:
+        """What is taken from now on came after the next mark."""
 
 
 class ThreadLog(threading.local):
@@ -51,6 +62,7 @@ class ThreadLog(threading.local):
         # Scopes that were entered and not left, over all recordings, by thread.
         self._scopes: defaultdict[int, list[tuple[int, str]]] = defaultdict(list)
         self._labelled = False
+        self._marked = False  # whether there are marks among the events that nobody was told yet
         self._backend: _Light | _Kineto = _Light() if _LIGHT else _Kineto()
 
     def obstacle(self) -> str | None:
@@ -80,6 +92,17 @@ class ThreadLog(threading.local):
         self._flush()
         self._restart([other for other in self._listeners if other is not listener])
 
+    def mark(self) -> None:
+        """Let those who listen and have a `take_mark` know what came before this moment, and what after it.
+
+        A mark is two allocations, so it may be made where a recording can be neither ended nor begun: in the backward
+        pass. Nobody is told of them as allocations.
+        """
+        self._marked = bool(self._listeners)
+        for size in _MARK[::2]:
+            # no operator, so that who follows those does not see it
+            torch.UntypedStorage(size)  # type: ignore[no-untyped-call]
+
     def abandon(self) -> None:
         """End the recording that a forked process inherits, which nobody would ever read."""
         if self._listeners:
@@ -93,8 +116,13 @@ class ThreadLog(threading.local):
         events = self._backend.stop()
         sizes = [size for event in events if event.kind() == _MEMORY and (size := event.cpu_memory_usage())]
         labels = self._labels(events) if self._labelled else []
-        for listener in self._listeners:
-            listener.take(sizes, labels if listener.labelled else [])
+        stretches = _cut(sizes) if self._marked else [slice(0, len(sizes))]
+        self._marked = False
+        for number, stretch in enumerate(stretches):
+            for listener in self._listeners:
+                if number and hasattr(listener, "take_mark"):
+                    listener.take_mark()
+                listener.take(sizes[stretch], labels[stretch] if listener.labelled else [])
 
     def _labels(self, events: Iterable[Any]) -> list[str]:
         labels: list[str] = []
@@ -251,6 +279,19 @@ class _Quiet:
             self._open -= 1
             if self._level is not None and self._open == 0:
                 self._level.value = self._before
+
+
+def _cut(sizes: Sequence[int]) -> list[slice]:
+    """Find what lies before, between and after the marks."""
+    stretches: list[slice] = []
+    begin = place = 0
+    while place <= len(sizes) - len(_MARK):
+        if sizes[place] == _MARK[0] and tuple(sizes[place : place + len(_MARK)]) == _MARK:
+            stretches.append(slice(begin, place))
+            place = begin = place + len(_MARK)
+        else:
+            place += 1
+    return [*stretches, slice(begin, len(sizes))]
 
 
 def _leave(scopes: list[tuple[int, str]], handle: int) -> None:

@@ -6,7 +6,7 @@ from torch import nn
 
 from lightning_gnnopt.analysis import step_memory as module
 from lightning_gnnopt.analysis.step_memory import CpuStepMemory, DeviceStepMemory, Stretch, step_memory
-from lightning_gnnopt.memory import PeakMeter
+from lightning_gnnopt.memory import PeakMeter, record_events
 from lightning_gnnopt.memory.peak_counters import AllocatorCounts
 
 KIB = 1024
@@ -72,13 +72,28 @@ def test_the_largest_stretch_is_the_peak_that_a_meter_measures() -> None:
     assert max(stretch.peak_bytes for stretch in stretches) == meter.peak.allocated_bytes
 
 
-def test_events_that_were_lost_are_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_events_that_were_lost_are_noticed() -> None:
     memory = CpuStepMemory()
     memory.start()
     memory.mark()
-    monkeypatch.setattr(memory, "_sizes", memory._sizes)
     memory._marks += 1  # one that left no events
     assert memory.stop() == []
+
+
+def test_nobody_else_takes_marks_for_allocations() -> None:
+    memory = CpuStepMemory()
+    with PeakMeter("cpu") as meter, record_events("cpu", labelled=True) as recorder:
+        memory.start()
+        x = torch.ones(256)
+        memory.mark()
+        y = x.exp()
+        memory.mark()
+        stretches = memory.stop()
+    assert stretches == [Stretch(KIB, KIB, KIB), Stretch(2 * KIB, KIB, KIB), Stretch(2 * KIB, 0, 0)]
+    assert meter.peak.allocated_bytes == 2 * KIB
+    assert recorder.events.tolist() == [KIB, KIB]
+    assert [label.rpartition(" ")[2] for label in recorder.labels] == ["aten::ones", "aten::exp"]
+    assert y.numel() == 256
 
 
 def test_a_device_is_read_through_its_allocators_counters(monkeypatch: pytest.MonkeyPatch) -> None:
