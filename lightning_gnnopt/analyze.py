@@ -21,6 +21,7 @@ from typing_extensions import override
 
 from lightning_gnnopt._cli import run
 from lightning_gnnopt.analysis import BottleneckReport, GNNProfiler
+from lightning_gnnopt.analysis.folders import make_writable
 from lightning_gnnopt.analysis.records import Records, SweepRecord
 from lightning_gnnopt.analysis.sweep import graph_sweep, sampling_sweep
 from lightning_gnnopt.loading import GraphDataModule
@@ -150,15 +151,10 @@ def _add_point(records: Records, point: SweepRecord) -> None:
 
 def _make_folder(output_dir: str) -> Path:
     """Find out now, not after the fit, that a report could not be written."""
-    folder = Path(output_dir)
-    probe = folder / ".writable"
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        probe.touch()
-        probe.unlink()
+        return make_writable(Path(output_dir))
     except OSError as error:
-        raise _unwritable(folder, error) from error
-    return folder
+        raise _unwritable(output_dir, error) from error
 
 
 def _save(profiler: GNNProfiler, folder: Path, *, trace: bool) -> BottleneckReport:

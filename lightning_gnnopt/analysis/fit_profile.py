@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import lightning as L
+from lightning.pytorch.utilities.signature_utils import is_param_in_hook_signature
 
 from lightning_gnnopt.analysis.labels import Label
 from lightning_gnnopt.analysis.loader_stages import LoaderStages
@@ -47,7 +48,8 @@ class FitProfile:
         limit_bytes: Bytes that model and step may take together.
 
     Attributes:
-        on_end: Called once when the fit has ended.
+        on_start: Called when training begins.
+        on_end: Called once when the fit has ended, or has not taken place.
     """
 
     def __init__(self, options: ProfileOptions, limit_bytes: int | None) -> None:
@@ -58,12 +60,15 @@ class FitProfile:
         self._open: list[tuple[str, int | None, BaseException | None]] = []  # see `start`
         self._loader: LoaderStages | None = None
         self._loader_name = ""
+        self._trainer: Any = None
         self._validation: tuple[int, float] | None = None  # how deep the marks were, and since when
         self._started_s = self._asked_s = 0.0
         self._steps_per_epoch: int | None = None
         self._spans: list[TraceSpan] = []
         self._stage_log: StageLog | None = None
         self._stack = ExitStack()
+        self._is_over = False
+        self.on_start: Callable[[], None] = lambda: None
         self.on_end: Callable[[], None] = lambda: None
 
     @property
@@ -81,14 +86,18 @@ class FitProfile:
         network = getattr(pl_module, "net", None)
         batches = trainer.num_training_batches
         self._steps_per_epoch = int(batches) if math.isfinite(batches) else None
-        self._loader = LoaderStages(trainer.train_dataloader)
+        self._trainer = trainer
         self._loader_name = _sampler_name(trainer)
+        loader = self._current_loader()
+        if is_param_in_hook_signature(pl_module.training_step, "dataloader_iter", explicit=True):
+            self._session.note("The training step takes its batches itself (`dataloader_iter`): they are not counted.")
         self._records.info |= surroundings(device) | {
             "model": type(pl_module if network is None else network).__name__,
-            "num_workers": self._loader.num_workers,
+            "num_workers": loader.num_workers,
         }
         if self._options.trace_batches:
             self._stage_log = self._stack.enter_context(record_stages())
+        self.on_start()
         self._started_s = time.perf_counter()
 
     def batch_arrived(self, trainer: L.Trainer, batch: Any) -> None:
@@ -109,6 +118,10 @@ class FitProfile:
             self._session.break_off()
         self._finish(trainer, pl_module)
 
+    def fit_left(self) -> None:
+        """The Trainer is done; where there was nothing to train, it has not told of an end."""
+        self.abandon()
+
     # What the Trainer calls its profiler with
 
     def start(self, action: str) -> None:
@@ -121,6 +134,7 @@ class FitProfile:
         if action.endswith(_NEXT):
             self._validation = None
             session.open_step()
+            self._current_loader().begin()
             self._asked_s = time.perf_counter()
         if session.is_open:
             if action == "run_training_batch":
@@ -151,8 +165,8 @@ class FitProfile:
         if session.is_open:
             if depth is not None:
                 session.marks.pop(depth)
-            if action.endswith(_NEXT) and self._loader is not None:
-                session.add_load(self._loader.take(session.number, time.perf_counter() - self._asked_s))
+            if action.endswith(_NEXT):
+                session.add_load(self._current_loader().take(session.number, time.perf_counter() - self._asked_s))
             elif action == "run_training_batch":
                 session.end_compute()
             elif action == "run_training_epoch" and sys.exception() is around:  # else `fit_broke` comes next
@@ -166,14 +180,27 @@ class FitProfile:
         return write_trace(self._spans, path)
 
     def abandon(self) -> None:
-        """Let go of everything."""
+        """Let go of everything, once."""
+        if self._is_over:
+            return
+        self._is_over = True
         if self._session is not None:
             self._session.break_off()
         self._session = None
         if self._loader is not None:
             self._loader.restore()
+        self._trainer = None
         self._stack.close()
         self.on_end()
+
+    def _current_loader(self) -> LoaderStages:
+        """What the loader tells; Lightning may make another one for each epoch."""
+        found = self._trainer.train_dataloader
+        if self._loader is None or self._loader.loader is not found:
+            if self._loader is not None:
+                self._loader.restore()
+            self._loader = LoaderStages(found)
+        return self._loader
 
     def _end_validation(self, session: ProfileSession) -> None:
         if self._validation is None:
@@ -188,7 +215,7 @@ class FitProfile:
     def _finish(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         session = self._session
         if session is None:
-            self.on_end()
+            self.abandon()
             return
         fit_s = time.perf_counter() - self._started_s
         session.finish()

@@ -24,6 +24,9 @@ class FitListener(Protocol):
     def fit_broke(self, trainer: L.Trainer, pl_module: L.LightningModule, error: BaseException) -> None:
         """Training was ended by an error."""
 
+    def fit_left(self) -> None:
+        """The Trainer is done, whether training took place or not."""
+
 
 class FitWatch(Callback):
     """Stands in the Trainer's list of callbacks during a fit, and tells a profiler what it sees."""
@@ -48,3 +51,7 @@ class FitWatch(Callback):
     @override
     def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
         self._listener.fit_broke(trainer, pl_module, exception)
+
+    @override
+    def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        self._listener.fit_left()

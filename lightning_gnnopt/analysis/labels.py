@@ -21,9 +21,9 @@ PARTS: tuple[Part, ...] = get_args(Part)
 """Steps of an edge computation.
 
 ``gather``: rows of vertices to edges. ``message``: what edges compute. ``aggregate``: edges to vertices. ``update``:
-what follows it within `propagate`. ``fused``: message and aggregate in one operator. ``edge_update``: of
-`edge_updater`, attention coefficients, say. ``normalize``: weights and self loops of the edges, outside of
-`propagate`. ``""``: no edge computation.
+what follows it within `propagate`. ``fused``: message and aggregate in one operator, or a `propagate` of the layer's
+own. ``edge_update``: of `edge_updater`, attention coefficients, say. ``normalize``: weights and self loops of the
+edges, outside of `propagate`. ``""``: no edge computation.
 """
 
 

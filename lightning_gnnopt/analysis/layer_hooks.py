@@ -12,20 +12,45 @@ from torch import nn
 from torch_geometric.nn import MessagePassing
 
 from lightning_gnnopt.analysis.labels import Kind, Label, Part
-from lightning_gnnopt.analysis.layers import Layer, normalizing_functions
+from lightning_gnnopt.analysis.layers import Layer, is_written_by_pyg, normalizing_functions
 from lightning_gnnopt.analysis.marks import BACKWARD, Marks
+
+
+def _nothing(*_: Any, **__: Any) -> None:
+    """What a copy of a model has in the place of a hook."""
+
+
+def _no_hook() -> Callable[..., None]:
+    return _nothing
+
+
+class _Hook:
+    """A hook that is not copied or pickled with the model it hangs on."""
+
+    def __init__(self, function: Callable[..., None]) -> None:
+        self._function = function
+
+    def __call__(self, *args: Any, **kwargs: Any) -> None:
+        self._function(*args, **kwargs)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Callable[..., None]:
+        return _nothing
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _no_hook, ()
 
 
 class LayerHooks:
     """Marks where layers begin and end, and the steps of message passing within them.
 
-    PyG calls hooks around `propagate`, `message`, `aggregate`, `message_and_aggregate` and `edge_update`, and what
-    lies between two of them is known too: `gather` lies before the message, `update` after the aggregation.
-    `edge_updater` has no hook where it begins, so that method is wrapped; and so are the functions that weigh edges
-    outside of `propagate`, where the classes of the model look them up.
+    PyG calls hooks around `propagate`, `message`, `aggregate`, `message_and_aggregate` and `edge_update`, and what lies
+    between two of them is known too: `gather` lies before the message, `update` after the aggregation. `edge_updater`
+    has no hook where it begins, and a `propagate` of a layer's own has none at all, so these methods are wrapped in
+    their classes; and so are the functions that weigh edges outside of `propagate`, where the classes of the model
+    look them up.
 
-    Everything is there between :meth:`attach` and :meth:`detach` only: a model that is copied or pickled between two
-    steps has no trace of it.
+    Everything is there between :meth:`attach` and :meth:`detach` only, and does nothing in a copy of the model that is
+    made meanwhile.
 
     Args:
         model: The model.
@@ -41,8 +66,9 @@ class LayerHooks:
         self._layers = layers
         self._marks = marks
         self._functions = normalizing_functions(model) if layers else []
+        self._name_of = {id(part): layer.name for layer in layers for part in layer.parts}
         self._undo: list[Callable[[], None]] = []
-        self._name = ""
+        self._name: str | None = None  # of the layer that computes
         self.calls: Counter[str] = Counter()
         self.fused: Counter[str] = Counter()
 
@@ -52,6 +78,11 @@ class LayerHooks:
             return
         for layer in self._layers:
             self._attach_layer(layer)
+        parts = [part for layer in self._layers for part in layer.parts]
+        for cls in dict.fromkeys(type(part) for part in parts):
+            self._wrap_method(cls, "edge_updater", "gather")
+            if not is_written_by_pyg(cls.propagate):
+                self._wrap_method(cls, "propagate", "fused")
         for module, name in self._functions:
             self._wrap_function(module, name)
 
@@ -59,101 +90,99 @@ class LayerHooks:
         """Leave no trace of it in the model."""
         while self._undo:
             self._undo.pop()()
-        self._name = ""
+        self._name = None
 
     def _attach_layer(self, layer: Layer) -> None:
         marks, name = self._marks, layer.name
-        depths: list[int] = []
+        entered: list[tuple[int, str | None, int]] = []
 
         def enter(module: nn.Module, args: Any, kwargs: Any) -> None:
-            if not marks.is_open:
-                return
-            marks.cover((args, kwargs), BACKWARD)
-            self.calls[name] += 1
-            self._name = name
-            depths.append(marks.depth)
-            self._push("vertex")
+            if marks.is_open:
+                self.calls[name] += 1
+                entered.append((marks.depth, self._name, marks.begin_part()))
+                self._name = name
+                self._push("vertex")
 
         def leave(module: nn.Module, args: Any, kwargs: Any, out: Any) -> None:
-            if not depths:
+            if not entered:
                 return
-            depth = depths.pop()
+            depth, outer, since = entered.pop()
             if marks.is_open:
                 self._cover(out, "vertex")
+                marks.bound(out, since, BACKWARD if outer is None else Label("backward", outer, "vertex"))
                 marks.pop(depth)  # also of what an error has left open
-            self._name = ""
+            self._name = outer
 
-        self._undo.append(layer.module.register_forward_pre_hook(enter, with_kwargs=True).remove)
-        self._undo.append(layer.module.register_forward_hook(leave, with_kwargs=True, always_call=True).remove)
+        module = layer.module
+        self._undo.append(module.register_forward_pre_hook(_Hook(enter), with_kwargs=True).remove)
+        self._undo.append(module.register_forward_hook(_Hook(leave), with_kwargs=True, always_call=True).remove)
         for part in layer.parts:
-            self._attach_part(part)
+            self._attach_part(part, name)
 
-    def _attach_part(self, module: MessagePassing) -> None:
+    def _attach_part(self, module: MessagePassing, layer: str) -> None:
         marks = self._marks
+        begun: list[tuple[int, int]] = []
 
         def propagates(_: Any, inputs: Any) -> None:
             if marks.is_open:
-                self._cover(inputs, "vertex")
-                self._push("edge", "gather")
+                begun.append((marks.depth, marks.begin_part()))
+                self._push("edge", "gather", layer)
 
         def propagated(_: Any, inputs: Any, out: Any) -> None:
-            if marks.is_open:
-                self._cover(out, "edge", "update")
-                marks.pop()
+            if marks.is_open and begun:
+                depth, since = begun.pop()
+                self._cover(out, "edge", "update", layer)
+                self._bound(out, since, layer)
+                marks.pop(depth)
 
-        def reaches(done: Part, begun: Part) -> Callable[..., None]:
+        def reaches(done: Part, next_part: Part) -> Callable[..., None]:
             def hook(_: Any, inputs: Any, out: Any = None) -> None:
                 if marks.is_open:
-                    self._cover(inputs if out is None else out, "edge", done)
-                    self._switch(begun)
+                    self._cover(inputs if out is None else out, "edge", done, layer)
+                    self._switch(next_part, layer)
 
             return hook
 
         def fuses(_: Any, inputs: Any) -> None:
             if marks.is_open:
-                self.fused[self._name] += 1
-                self._cover(inputs, "edge", "gather")
-                self._switch("fused")
+                self.fused[self._layer(layer)] += 1
+                self._cover(inputs, "edge", "gather", layer)
+                self._switch("fused", layer)
 
-        for registered in (
-            module.register_propagate_forward_pre_hook(propagates),
-            module.register_message_forward_pre_hook(reaches("gather", "message")),
-            module.register_message_forward_hook(reaches("message", "aggregate")),
-            module.register_aggregate_forward_hook(reaches("aggregate", "update")),
-            module.register_message_and_aggregate_forward_pre_hook(fuses),
-            module.register_message_and_aggregate_forward_hook(reaches("fused", "update")),
-            module.register_propagate_forward_hook(propagated),
-            module.register_edge_update_forward_pre_hook(reaches("gather", "edge_update")),
-            module.register_edge_update_forward_hook(reaches("edge_update", "edge_update")),
+        for register, hook in (
+            (module.register_propagate_forward_pre_hook, propagates),
+            (module.register_message_forward_pre_hook, reaches("gather", "message")),
+            (module.register_message_forward_hook, reaches("message", "aggregate")),
+            (module.register_aggregate_forward_hook, reaches("aggregate", "update")),
+            (module.register_message_and_aggregate_forward_pre_hook, fuses),
+            (module.register_message_and_aggregate_forward_hook, reaches("fused", "update")),
+            (module.register_propagate_forward_hook, propagated),
+            (module.register_edge_update_forward_pre_hook, reaches("gather", "edge_update")),
+            (module.register_edge_update_forward_hook, reaches("edge_update", "edge_update")),
         ):
-            self._undo.append(registered.remove)
-        self._wrap_edge_updater(module)
+            self._undo.append(register(_Hook(hook)).remove)
+        self._undo.append(begun.clear)  # of what an error has left open
 
-    def _wrap_edge_updater(self, module: MessagePassing) -> None:
-        marks, plain = self._marks, module.edge_updater
+    def _wrap_method(self, cls: type[MessagePassing], name: str, part: Part) -> None:
+        marks, plain = self._marks, getattr(cls, name)
 
         @functools.wraps(plain)
-        def edge_updater(*args: Any, **kwargs: Any) -> Any:
-            if not marks.is_open:
-                return plain(*args, **kwargs)
-            self._cover((args, kwargs), "vertex")
-            depth = marks.depth
-            self._push("edge", "gather")
+        def wrapped(module: MessagePassing, *args: Any, **kwargs: Any) -> Any:
+            layer = self._name_of.get(id(module))
+            if layer is None or not marks.is_open:
+                return plain(module, *args, **kwargs)
+            depth, since = marks.depth, marks.begin_part()
+            self._push("edge", part, layer)
             try:
-                return plain(*args, **kwargs)
+                out = plain(module, *args, **kwargs)
+                if part == "fused":
+                    self._cover(out, "edge", part, layer)
+                self._bound(out, since, layer)
+                return out
             finally:
                 marks.pop(depth)
 
-        had_own = "edge_updater" in module.__dict__
-        module.edge_updater = edge_updater
-
-        def undo() -> None:
-            if had_own:
-                module.edge_updater = plain
-            else:
-                del module.edge_updater
-
-        self._undo.append(undo)
+        self._replace(cls, name, wrapped)
 
     def _wrap_function(self, module: ModuleType, name: str) -> None:
         marks, plain = self._marks, getattr(module, name)
@@ -162,27 +191,35 @@ class LayerHooks:
         def normalize(*args: Any, **kwargs: Any) -> Any:
             if not marks.is_open or marks.current.part:
                 return plain(*args, **kwargs)
-            depth = marks.depth
-            if self._name:
-                self._cover((args, kwargs), "vertex")
-            else:
-                marks.cover((args, kwargs), BACKWARD)
+            depth, since = marks.depth, marks.begin_part()
             self._push("edge", "normalize")
             try:
                 out = plain(*args, **kwargs)
                 self._cover(out, "edge", "normalize")
+                marks.bound(out, since, BACKWARD if self._name is None else Label("backward", self._name, "vertex"))
                 return out
             finally:
                 marks.pop(depth)
 
-        setattr(module, name, normalize)
-        self._undo.append(lambda: setattr(module, name, plain))
+        self._replace(module, name, normalize)
 
-    def _push(self, kind: Kind, part: Part = "") -> None:
-        self._marks.push(Label(self._marks.current.phase, self._name, kind, part))
+    def _replace(self, owner: Any, name: str, value: Any) -> None:
+        had_own, before = name in vars(owner), vars(owner).get(name)
+        setattr(owner, name, value)
+        self._undo.append(lambda: setattr(owner, name, before) if had_own else delattr(owner, name))
 
-    def _switch(self, part: Part) -> None:
-        self._marks.switch(Label(self._marks.current.phase, self._name, "edge", part))
+    def _layer(self, own: str = "") -> str:
+        # A layer's steps that are called past its `forward` are still its own.
+        return own if self._name is None else self._name
 
-    def _cover(self, value: Any, kind: Kind, part: Part = "") -> None:
-        self._marks.cover(value, Label("backward", self._name, kind, part))
+    def _push(self, kind: Kind, part: Part = "", layer: str = "") -> None:
+        self._marks.push(Label(self._marks.current.phase, self._layer(layer), kind, part))
+
+    def _switch(self, part: Part, layer: str) -> None:
+        self._marks.switch(Label(self._marks.current.phase, self._layer(layer), "edge", part))
+
+    def _cover(self, value: Any, kind: Kind, part: Part = "", layer: str = "") -> None:
+        self._marks.cover(value, Label("backward", self._layer(layer), kind, part))
+
+    def _bound(self, value: Any, since: int, layer: str) -> None:
+        self._marks.bound(value, since, Label("backward", self._layer(layer), "vertex"))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from dataclasses import dataclass
 from types import ModuleType
+from typing import Any
 
 import torch
 from torch import nn
@@ -88,9 +89,28 @@ _NORMALIZING = (
 def normalizing_functions(model: nn.Module) -> list[tuple[ModuleType, str]]:
     """Find where the classes of a model's modules take the functions from that weigh their edges.
 
+    Where a compiled module takes its functions from, nothing is found: it would be compiled anew if one were replaced.
+
     Returns:
         Modules of Python, each with a name in it.
     """
-    names = {cls.__module__ for module in model.modules() for cls in type(module).__mro__}
-    found = [sys.modules[name] for name in sorted(names) if name in sys.modules and not name.startswith("torch.")]
+    names, closed = set[str](), set[str]()
+    _python_modules(model, names, closed)
+    python_modules = [sys.modules[name] for name in sorted(names - closed) if name in sys.modules]
+    found = [module for module in python_modules if not module.__name__.startswith("torch.")]
     return [(module, name) for module in found for name in _NORMALIZING if callable(getattr(module, name, None))]
+
+
+def _python_modules(module: nn.Module, names: set[str], closed: set[str]) -> None:
+    if _closed(module) is not None:
+        closed.update(cls.__module__ for child in module.modules() for cls in type(child).__mro__)
+        return
+    names.update(cls.__module__ for cls in type(module).__mro__)
+    for child in module.children():
+        _python_modules(child, names, closed)
+
+
+def is_written_by_pyg(method: Any) -> bool:
+    """Whether a `propagate` is PyG's, or made by it from its template, so that it calls PyG's hooks."""
+    module = str(method.__module__)
+    return module == MessagePassing.__module__ or module.endswith("_propagate")

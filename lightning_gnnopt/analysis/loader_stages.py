@@ -20,12 +20,13 @@ class LoaderStages:
         loader: The loader of the training batches.
 
     Attributes:
+        loader: That loader.
         num_workers: Its workers; None if it does not say.
         beside: Whether batches are prepared in threads or processes of their own.
     """
 
     def __init__(self, loader: Any) -> None:
-        self._loader = loader
+        self.loader = loader
         self._undo: list[Callable[[], None]] = []
         stats = getattr(loader, "stats", None)
         self._stats: LoaderStats | None = stats.copy() if isinstance(stats, LoaderStats) else None
@@ -35,6 +36,11 @@ class LoaderStages:
         self.beside = bool(self.num_workers)
         if self._stats is None and self.num_workers == 0:
             self._wrap()
+
+    def begin(self) -> None:
+        """A batch is asked for: what a sampler that several loaders share has done before was for another one."""
+        if self._spent is not None:
+            self._spent.update(sample=0.0, slice=0.0)
 
     def take(self, batch: int, wait_s: float) -> LoadRecord:
         """Say what the batch that has just been delivered took.
@@ -46,13 +52,13 @@ class LoaderStages:
         sample_s = slice_s = None
         transfer_s = queued = 0.0
         if self._stats is not None:
-            now = self._loader.stats.copy()
+            now = self.loader.stats.copy()
             took = now - self._stats
             self._stats = now
             sample_s, slice_s, transfer_s, queued = took.sample_s, took.slice_s, took.transfer_s, float(took.queued)
         elif self._spent is not None:
             sample_s, slice_s = self._spent["sample"], self._spent["slice"]
-            self._spent.update(sample=0.0, slice=0.0)
+            self.begin()
         return LoadRecord(batch, sample_s, slice_s, transfer_s, wait_s, self.beside, queued)
 
     def restore(self) -> None:
@@ -61,7 +67,7 @@ class LoaderStages:
             self._undo.pop()()
 
     def _wrap(self) -> None:
-        loader = self._loader
+        loader = self.loader
         sampler = getattr(loader, "node_sampler", None) or getattr(loader, "link_sampler", None)
         name = "sample_from_nodes" if hasattr(loader, "node_sampler") else "sample_from_edges"
         if sampler is None or not hasattr(loader, "filter_fn") or not hasattr(sampler, name):

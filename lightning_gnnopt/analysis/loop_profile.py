@@ -131,7 +131,7 @@ class LoopProfile:
         session = self._session
         if not torch.is_grad_enabled():
             return
-        stepped = self._stepped or session.marks.current.phase == "backward"
+        stepped = self._stepped or session.marks.had_backward
         if not self._in_steps and (stepped or not self._begun):
             session.open_step()
             self._begun, self._stepped = True, False
@@ -144,7 +144,7 @@ class LoopProfile:
     def _forward_ends(self, module: nn.Module, args: Any, out: Any) -> None:
         marks = self._session.marks
         if self._session.is_open and marks.depth > self._depth:
-            marks.cover(out, BACKWARD)
+            marks.cover(out, BACKWARD)  # so that the backward pass is seen where there are no layers
             marks.pop(self._depth)
 
     def _optimizer_begins(self, optimizer: Any, args: Any, kwargs: Any) -> None:

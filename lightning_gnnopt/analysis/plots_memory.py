@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 
 _MOST = 20  # bars
 _MOST_TENSORS = 12
+_FAR = 3  # times the largest peak: a limit that is higher would flatten the boxes
 _WHISKERS = (5, 95)  # percentiles
 _NO_PEAKS = (
     "`{kind}` needs steps whose peak memory was measured, but there are none. HINT: `GNNProfiler(memory_every=...)`"
@@ -96,6 +97,10 @@ def _peaks(report: BottleneckReport, ax: Any) -> tuple[Any, Any]:
     groups = report.breakdown.peaks_bytes
     limit_bytes = limit_of_steps(report)
     largest = max(max(peaks) for peaks in groups.values())
+    if limit_bytes is not None and limit_bytes > _FAR * largest:
+        far, limit_bytes = _limit_label(report).replace("\n", " ") + ": far above", None
+    else:
+        far = ""
     unit, name = byte_unit(max(largest, limit_bytes or 0))
     ax = axes(ax, size=(max(6.0, 2.5 + 1.1 * len(groups)), 3.6))
     line = {"color": ink(), "linewidth": 1.0}
@@ -119,6 +124,7 @@ def _peaks(report: BottleneckReport, ax: Any) -> tuple[Any, Any]:
         legend(ax)
     ax.set(ylabel=f"peak of a step, with its batch [{name}]")
     ax.set_ylim(bottom=0)
+    ax.set_title(far, loc="left", fontsize="small")
     tidy(ax, "y")
     return ax.figure, ax
 

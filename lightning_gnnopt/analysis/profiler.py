@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 
 import torch
 from lightning.pytorch.profilers import Profiler
+from lightning.pytorch.utilities import rank_zero_warn
 from rich.console import Console
 from torch import nn
 from typing_extensions import override
@@ -17,6 +18,7 @@ from typing_extensions import override
 from lightning_gnnopt._units import parse_bytes
 from lightning_gnnopt.analysis.fit_profile import FitProfile
 from lightning_gnnopt.analysis.fit_watch import FitWatch
+from lightning_gnnopt.analysis.folders import make_writable
 from lightning_gnnopt.analysis.loop_profile import LoopProfile
 from lightning_gnnopt.analysis.profile_options import ProfileOptions
 from lightning_gnnopt.analysis.records import Records
@@ -54,6 +56,7 @@ class GNNProfiler(Profiler):
 
     Raises:
         ValueError: If a number is negative, `max_batches` not above `skip_batches`, or `limit` no number of bytes.
+        OSError: When a fit begins, if `report_dir` cannot be written to.
 
     Examples:
         >>> import lightning as L
@@ -134,10 +137,13 @@ class GNNProfiler(Profiler):
         if stage != "fit" or trainer is None:
             return
         self._drop()
-        self._fit = self._profile = FitProfile(self.options, self.limit_bytes)
-        self._watch = FitWatch(self._fit)
-        trainer.callbacks.append(self._watch)
-        self._fit.on_end = lambda: self._ended(trainer)
+        if self.report_dir is not None and self.local_rank == 0:
+            make_writable(self.report_dir)
+        fit = self._fit = FitProfile(self.options, self.limit_bytes)
+        watch = FitWatch(fit)
+        trainer.callbacks.append(watch)
+        fit.on_start = lambda: setattr(self, "_profile", fit)
+        fit.on_end = lambda: self._ended(trainer, watch)
 
     @override
     def start(self, action_name: str) -> None:
@@ -212,11 +218,12 @@ class GNNProfiler(Profiler):
             raise RuntimeError("`steps` belongs into a `with profiler.watch(model):` block.")
         return self._loop.steps(loader)
 
-    def _ended(self, trainer: Any) -> None:
-        self._fit = None
-        if self._watch in trainer.callbacks:
-            trainer.callbacks.remove(self._watch)
-        self._write_report()
+    def _ended(self, trainer: Any, watch: FitWatch) -> None:
+        fit, self._fit = self._fit, None
+        # A new list: Lightning may be going through the one that is there.
+        trainer.callbacks = [callback for callback in trainer.callbacks if callback is not watch]
+        if self._profile is fit:
+            self._write_report()
 
     def _drop(self) -> None:
         """Forget a fit that never came to its end."""
@@ -224,5 +231,12 @@ class GNNProfiler(Profiler):
             self._fit.abandon()
 
     def _write_report(self) -> None:
-        if self.report_dir is not None and self.local_rank == 0:
+        if self.report_dir is None or self.local_rank != 0:
+            return
+        try:
             self.report().save(self.report_dir)
+        except Exception as error:  # whatever it is, it must not cost a fit, nor hide the error that ended it
+            rank_zero_warn(
+                f"The report of `GNNProfiler` was not written: {type(error).__name__}: {error}. HINT: the records are"
+                " there still: `profiler.report().save(folder)`."
+            )

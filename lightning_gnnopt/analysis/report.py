@@ -15,6 +15,7 @@ from lightning_gnnopt._names import unknown_name
 from lightning_gnnopt.analysis.advice import Advice, advise, verdict
 from lightning_gnnopt.analysis.breakdown import Breakdown
 from lightning_gnnopt.analysis.facts import Facts
+from lightning_gnnopt.analysis.folders import not_writable
 from lightning_gnnopt.analysis.page import inline_svg, render_page
 from lightning_gnnopt.analysis.plots import KINDS
 from lightning_gnnopt.analysis.records import Records
@@ -112,10 +113,7 @@ class BottleneckReport:
             svgs = {} if missing else {kind: inline_svg(self, kind) for kind in self.available}
             _write(folder / "report.html", render_page(self, svgs, missing))
         except OSError as error:
-            raise OSError(
-                f"The report cannot be written to `{folder}`: {error}. HINT: give a folder that can be made and written"
-                " to, on a disk that is not full."
-            ) from error
+            raise not_writable(folder, error) from error
         if missing:
             rank_zero_warn(missing)
         return [folder / "report.html", *written]

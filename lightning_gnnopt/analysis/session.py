@@ -11,7 +11,7 @@ from itertools import pairwise
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from lightning_gnnopt.analysis.alive import AliveTensors
 from lightning_gnnopt.analysis.clocks import Clock, clock_of
@@ -47,8 +47,8 @@ class _Step:
     mode: Mode
     opened_s: float
     sampler: str = ""
-    batch_size: int = 0
-    seeds: int = 0
+    batch_size: int | None = None
+    seeds: int | Tensor = 0  # counted on the device, and read when it has got there
     nodes: int = 0
     edges: int = 0
     loaded_bytes: int = 0
@@ -169,7 +169,7 @@ class ProfileSession:
                 step.nodes, step.edges = int(found.num_nodes or 0), int(found.num_edges)
                 step.seeds = num_seeds(found)
                 step.loaded_bytes = batch_bytes(found)
-            step.batch_size = step.seeds if batch_size is None else batch_size
+            step.batch_size = batch_size
 
     def begin_compute(self) -> None:
         """The forward pass is near."""
@@ -309,12 +309,13 @@ class ProfileSession:
             spans = [clock.seconds(start, end) for start, end in pairwise(stamps)]
             validation_s = sum(s for label, s in zip(ended.labels, spans, strict=True) if label.phase == "validation")
             is_timed = step.mode == "timed"
+            seeds = int(step.seeds)
             self.records.batches.append(
                 BatchRecord(
                     step.number,
                     step.sampler,
-                    step.batch_size,
-                    step.seeds,
+                    seeds if step.batch_size is None else step.batch_size,
+                    seeds,
                     step.nodes,
                     step.edges,
                     step.loaded_bytes,

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from lightning_gnnopt.analysis.labels import Label
 from lightning_gnnopt.analysis.records import MemoryRecord, TimeRecord
@@ -41,12 +42,16 @@ def find_batch(batch: Any) -> Any:
     return next((found for item in inner if (found := find_batch(item)) is not None), None)
 
 
-def num_seeds(batch: Any) -> int:
-    """Count the seeds of a batch: those it names, else the nodes its loss is over, else all nodes."""
+def num_seeds(batch: Any) -> int | Tensor:
+    """Count the seeds of a batch: those it names, else the nodes its loss is over, else all nodes.
+
+    Returns:
+        The number, as a tensor where it takes the batch's device to count.
+    """
     for store in batch.node_stores:
         if store.get("batch_size") is not None:
             return int(store["batch_size"])
     masks = [mask for store in batch.node_stores if (mask := store.get("train_mask")) is not None]
     if masks and all(mask.dtype == torch.bool for mask in masks):
-        return int(sum(mask.sum() for mask in masks))
+        return torch.stack([mask.sum() for mask in masks]).sum()
     return int(batch.num_nodes or 0)

@@ -187,6 +187,96 @@ def test_a_layer_that_raises_leaves_the_labels_in_order(graph: tuple[Tensor, Ten
     assert "edge_updater" not in vars(model)
 
 
+def hook_in(model: nn.Module, clock: HandClock) -> tuple[Marks, LayerHooks]:
+    layers, _ = find_layers(model)
+    marks = Marks(clock)
+    hooks = LayerHooks(model, layers, marks)
+    marks.open(Label("forward"))
+    hooks.attach()
+    return marks, hooks
+
+
+def test_a_copy_that_is_made_while_hooks_are_there_has_none_that_do_anything(graph: tuple[Tensor, Tensor]) -> None:
+    torch.manual_seed(0)
+    model = GATConv(3, 4, dropout=0.5, add_self_loops=False)
+    marks, hooks = hook_in(model, HandClock())
+    twin = copy.deepcopy(model).eval()
+    again = pickle.loads(pickle.dumps(model))
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.zero_()
+    before = len(marks.labels)
+    out = twin(*graph)
+    assert len(marks.labels) == before  # not heard
+    assert torch.equal(out, twin(*graph))  # its own dropout, which is off
+    assert out.abs().sum() > 0  # and its own weights
+    assert torch.equal(again.eval()(*graph), out)
+    hooks.detach()
+    assert "edge_updater" in vars(GATConv)
+    assert not hasattr(GATConv.edge_updater, "__wrapped__")
+
+
+def test_what_was_computed_before_a_layer_and_is_added_after_it_is_not_the_layers(graph: tuple[Tensor, Tensor]) -> None:
+    clock = HandClock()
+    model = SpendingConv(clock)
+    x, edge_index = graph
+    x = x.clone().requires_grad_()
+
+    def step() -> Tensor:
+        skip = spend(x, clock, 1000, 3000)
+        return (model(x, edge_index) + skip).sum()
+
+    seconds, _ = profile(model, step, clock)
+    assert seconds[Label("backward")] == 3000
+    assert seconds[Label("backward", "", "vertex")] == 34
+
+
+def test_a_layer_within_another_ones_forward_gives_the_name_back(graph: tuple[Tensor, Tensor]) -> None:
+    clock = HandClock()
+
+    class Outer(SpendingConv):
+        other: list[SpendingConv]
+
+        def forward(self, x: Tensor, edge_index: Tensor) -> Tensor:
+            return super().forward(self.other[0](x, edge_index), edge_index)
+
+    inner, outer = SpendingConv(clock, 100.0), Outer(clock)
+    outer.other = [inner]  # not a child
+    model = nn.ModuleDict({"inner": inner, "outer": outer})
+    seconds, _ = profile(model, lambda: outer(*graph).sum(), clock)
+    for phase, factor in (("forward", 1), ("backward", 2)):
+        for layer, scale in (("outer", factor), ("inner", 100 * factor)):
+            assert seconds[Label(phase, layer, "vertex")] == 17 * scale
+            assert seconds[Label(phase, layer, "edge", "message")] == 2 * scale
+    assert sum(seconds.values()) == clock.now
+
+
+def test_a_propagate_of_a_layers_own_is_edge_computation_in_one(graph: tuple[Tensor, Tensor]) -> None:
+    clock = HandClock()
+
+    class Own(SpendingConv):
+        def propagate(self, edge_index: Tensor, x: Tensor, **_: Any) -> Tensor:  # type: ignore[override]
+            return spend(x, clock, 5, 50)
+
+    model = Own(clock)
+    seconds, _ = profile(model, lambda: model(*graph).sum(), clock)
+    assert seconds == {
+        Label("forward", "", "vertex"): 17.0,
+        Label("backward", "", "vertex"): 34.0,
+        Label("forward", "", "edge", "fused"): 5.0,
+        Label("backward", "", "edge", "fused"): 50.0,
+    }
+    assert "__wrapped__" not in vars(Own.propagate)
+
+
+def test_steps_that_are_called_past_forward_are_the_layers_still(graph: tuple[Tensor, Tensor]) -> None:
+    clock = HandClock()
+    model = nn.ModuleDict({"conv": SpendingConv(clock)})
+    x = graph[0].clone().requires_grad_()
+    seconds, _ = profile(model, lambda: model["conv"].propagate(graph[1], x=x, alpha=None).sum(), clock)
+    assert seconds[Label("forward", "conv", "edge", "message")] == 2
+
+
 def dense(width: int = 3) -> nn.Sequential:
     return nn.Sequential(nn.Linear(width, 4), nn.ReLU(), nn.Linear(4, 4))
 

@@ -62,3 +62,10 @@ def test_functions_that_weigh_edges_are_found_where_the_classes_look_them_up() -
     assert ("torch_geometric.nn.conv.gcn_conv", "gcn_norm") in found
     ours = {(module.__name__, name) for module, name in normalizing_functions(GCN(4, 4, 2))}
     assert ("lightning_gnnopt.models.gcn", "symmetric_weights") in ours
+
+
+def test_functions_that_a_compiled_module_uses_are_left_alone() -> None:
+    model = nn.ModuleList([GCNConv(4, 4), GATConv(4, 4), torch.compile(GCNConv(4, 4))])
+    modules = {module.__name__ for module, _ in normalizing_functions(model)}
+    assert "torch_geometric.nn.conv.gat_conv" in modules
+    assert "torch_geometric.nn.conv.gcn_conv" not in modules

@@ -46,6 +46,24 @@ def test_sampling_and_slicing_of_a_pyg_loader_are_timed_where_they_happen(monkey
     assert loader.filter_fn is slow_filter
 
 
+def test_what_a_shared_sampler_did_for_another_loader_does_not_count(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [0.0]
+    monkeypatch.setattr(module, "time", SimpleNamespace(perf_counter=lambda: now[0]))
+    loader = make_loader()
+    sample = loader.node_sampler.sample_from_nodes
+
+    def slow_sample(*args: Any, **kwargs: Any) -> Any:
+        now[0] += 2
+        return sample(*args, **kwargs)
+
+    loader.node_sampler.sample_from_nodes = slow_sample
+    stages = LoaderStages(loader)
+    loader(torch.tensor([0, 1]))
+    stages.begin()
+    loader(torch.tensor([0, 1]))
+    assert stages.take(0, 1.0).sample_s == 2.0
+
+
 def test_a_loader_is_left_as_it_was() -> None:
     loader = make_loader()
     before = dict(vars(loader)), dict(vars(loader.node_sampler))

@@ -1,9 +1,12 @@
 from __future__ import annotations
 
 import threading
+from dataclasses import dataclass
+from itertools import pairwise
 
 import torch
 from torch import Tensor
+from torch_geometric.data import Data
 
 from lightning_gnnopt.analysis.labels import Label
 from lightning_gnnopt.analysis.marks import BACKWARD, OTHER, Marks
@@ -78,8 +81,71 @@ def test_cover_takes_the_last_node_of_several_tensors_and_only_new_ones() -> Non
     marks.switch(OTHER)
     (first + second).sum().backward()
     labels, stamps = marks.close()
-    assert labels == [OTHER, A]
-    assert stamps[-1] - stamps[-2] == 111
+    assert labels == [OTHER, A, OTHER]
+    assert [end - start for start, end in pairwise(stamps)] == [0, 111, 0]
+
+
+def test_bound_ends_with_the_first_node_of_what_was_computed_since() -> None:
+    clock = HandClock()
+    marks = Marks(clock)
+    x = torch.ones(3, requires_grad=True)
+    marks.open()
+    aside = spend(x, clock, 0, 1000)  # not an input of what follows, so its backward pass comes after it
+    since = marks.begin_part()
+    first = spend(x, clock, 0, 1)
+    out = spend(first * spend(x, clock, 0, 2), clock, 0, 4)
+    marks.cover(out, A)
+    marks.bound({"out": [out]}, since, B)
+    (out + aside).sum().backward()
+    labels, stamps = marks.close()
+    spent = dict(zip(labels, [end - start for start, end in pairwise(stamps)], strict=True))
+    assert labels == [OTHER, A, B, OTHER]
+    assert (spent[A], spent[B]) == (7, 1000)
+
+
+def test_after_a_backward_pass_within_the_forward_pass_the_forward_pass_goes_on() -> None:
+    clock = HandClock()
+    marks = Marks(clock)
+    x = torch.ones(3, requires_grad=True)
+    marks.open()
+    marks.push(A)
+    out = spend(x, clock, 1, 10)
+    marks.cover(out, B)
+    (grad,) = torch.autograd.grad(out.sum(), x, create_graph=True)
+    clock.now += 100
+    marks.pop()
+    labels, stamps = marks.close()
+    assert labels == [OTHER, A, B, A, OTHER]
+    assert [end - start for start, end in pairwise(stamps)] == [0, 1, 10, 100, 0]
+    assert grad.shape == (3,)
+
+
+def test_without_gradients_nothing_is_covered() -> None:
+    marks = Marks(HandClock())
+    x = torch.ones(3, requires_grad=True)
+    marks.open()
+    before = x * 2
+    with torch.no_grad():
+        marks.cover(before * 2, A)
+    marks.cover(before, B)  # still to be had
+    before.sum().backward()
+    assert marks.close()[0] == [OTHER, B, OTHER]
+
+
+@dataclass
+class Output:
+    tensor: Tensor
+
+
+def test_tensors_are_found_in_dataclasses_and_batches() -> None:
+    x = torch.ones(3, requires_grad=True)
+    for wrap in (Output, lambda tensor: Data(x=tensor), lambda tensor: [{"a": (tensor,)}]):
+        marks = Marks(HandClock())
+        marks.open()
+        out = x * 2
+        marks.cover(wrap(out), A)
+        out.sum().backward()
+        assert marks.close()[0] == [OTHER, A, OTHER]
 
 
 def test_marking_counts_its_own_time_and_tells_what_else_wants_to_know() -> None:

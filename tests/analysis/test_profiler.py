@@ -8,6 +8,7 @@ from typing import Any
 import lightning as L
 import pytest
 import torch
+from lightning.pytorch.callbacks import Callback
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from torch_geometric.data import Data
@@ -15,7 +16,7 @@ from torch_geometric.nn import GATConv, GCNConv
 from typing_extensions import override
 
 from lightning_gnnopt import AsyncValidation, GraphDataModule, NodeClassifier
-from lightning_gnnopt.analysis import GNNProfiler
+from lightning_gnnopt.analysis import BottleneckReport, GNNProfiler
 from lightning_gnnopt.analysis.records import Records
 from lightning_gnnopt.datasets import load_dataset
 
@@ -182,6 +183,63 @@ def test_a_step_that_raises_leaves_the_records_so_far_and_the_report(data: Data,
     assert not model.net.convs[0]._forward_hooks
     assert len(Records.load(tmp_path / "report" / "records").batches) == 6
     assert "no such luck" in (tmp_path / "report" / "report.html").read_text()
+
+
+def test_a_fit_without_a_step_leaves_nothing(data: Data) -> None:
+    profiler = GNNProfiler()
+    trainer, model = fit(data, profiler, limit_train_batches=0)
+    assert trainer.callbacks == []
+    assert profiler.records.batches == []
+    with profiler.watch(model):
+        pass
+
+
+def test_a_report_that_cannot_be_written_is_said_before_the_fit_and_does_not_cost_it(
+    data: Data, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").write_text("in the way")
+    with pytest.raises(OSError, match="The report cannot be written to"):
+        fit(data, GNNProfiler(report_dir=tmp_path / "file"), epochs=1)
+
+    def fail(self: BottleneckReport, folder: Path) -> None:
+        raise RuntimeError("no ink")
+
+    monkeypatch.setattr(BottleneckReport, "save", fail)
+    profiler = GNNProfiler(report_dir=tmp_path / "report", skip_batches=0)
+    with pytest.warns(UserWarning, match="was not written: RuntimeError: no ink"):
+        trainer, _ = fit(data, profiler, epochs=1)
+    assert trainer.state.finished
+    assert len(profiler.records.batches) == 4
+
+
+def test_loaders_that_are_made_anew_for_each_epoch_go_on_telling(data: Data) -> None:
+    profiler = GNNProfiler(skip_batches=0)
+    fit(data, profiler, epochs=3, reload_dataloaders_every_n_epochs=1)
+    loads = profiler.records.loads
+    assert len(loads) == 12
+    assert all(load.sample_s and load.slice_s for load in loads)
+
+
+def test_a_callback_behind_the_profilers_own_is_not_skipped(data: Data) -> None:
+    heard: list[str] = []
+
+    class Late(Callback):
+        @override
+        def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+            heard.append("end")
+
+        @override
+        def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+            heard.append("teardown")
+
+    class Adding(Callback):
+        @override
+        def setup(self, trainer: Any, pl_module: L.LightningModule, stage: str) -> None:
+            trainer.callbacks.append(Late())
+
+    trainer, _ = fit(data, GNNProfiler(), epochs=1, callbacks=[Adding()])
+    assert heard == ["end", "teardown"]
+    assert [type(callback) for callback in trainer.callbacks] == [Adding, Late]
 
 
 def test_a_model_without_message_passing_has_its_phases_timed() -> None:
