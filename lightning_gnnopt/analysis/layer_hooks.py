@@ -14,30 +14,7 @@ from torch_geometric.nn import MessagePassing
 from lightning_gnnopt.analysis.labels import Kind, Label, Part
 from lightning_gnnopt.analysis.layers import Layer, is_written_by_pyg, normalizing_functions
 from lightning_gnnopt.analysis.marks import BACKWARD, Marks
-
-
-def _nothing(*_: Any, **__: Any) -> None:
-    """What a copy of a model has in the place of a hook."""
-
-
-def _no_hook() -> Callable[..., None]:
-    return _nothing
-
-
-class _Hook:
-    """A hook that is not copied or pickled with the model it hangs on."""
-
-    def __init__(self, function: Callable[..., None]) -> None:
-        self._function = function
-
-    def __call__(self, *args: Any, **kwargs: Any) -> None:
-        self._function(*args, **kwargs)
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> Callable[..., None]:
-        return _nothing
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return _no_hook, ()
+from lightning_gnnopt.analysis.uncopied_hook import UncopiedHook
 
 
 class LayerHooks:
@@ -98,7 +75,7 @@ class LayerHooks:
 
         def enter(module: nn.Module, args: Any, kwargs: Any) -> None:
             if marks.is_open:
-                self.calls[name] += 1
+                self.calls[name] += marks.current.phase != "validation"
                 entered.append((marks.depth, self._name, marks.begin_part()))
                 self._name = name
                 self._push("vertex")
@@ -114,8 +91,8 @@ class LayerHooks:
             self._name = outer
 
         module = layer.module
-        self._undo.append(module.register_forward_pre_hook(_Hook(enter), with_kwargs=True).remove)
-        self._undo.append(module.register_forward_hook(_Hook(leave), with_kwargs=True, always_call=True).remove)
+        self._undo.append(module.register_forward_pre_hook(UncopiedHook(enter), with_kwargs=True).remove)
+        self._undo.append(module.register_forward_hook(UncopiedHook(leave), with_kwargs=True, always_call=True).remove)
         for part in layer.parts:
             self._attach_part(part, name)
 
@@ -160,7 +137,7 @@ class LayerHooks:
             (module.register_edge_update_forward_pre_hook, reaches("gather", "edge_update")),
             (module.register_edge_update_forward_hook, reaches("edge_update", "edge_update")),
         ):
-            self._undo.append(register(_Hook(hook)).remove)
+            self._undo.append(register(UncopiedHook(hook)).remove)
         self._undo.append(begun.clear)  # of what an error has left open
 
     def _wrap_method(self, cls: type[MessagePassing], name: str, part: Part) -> None:

@@ -21,6 +21,7 @@ from lightning_gnnopt.analysis.records import Records
 from lightning_gnnopt.analysis.session import WAIT, ProfileSession
 from lightning_gnnopt.analysis.step_spans import spans_of_steps
 from lightning_gnnopt.analysis.trace import TraceSpan, spans_of_stages, write_trace
+from lightning_gnnopt.analysis.uncopied_hook import UncopiedHook
 from lightning_gnnopt.loading.stage_log import StageLog, record_stages
 from lightning_gnnopt.memory.held import held_bytes
 
@@ -69,11 +70,13 @@ class LoopProfile:
                 self._stage_log = stack.enter_context(record_stages())
             # The model may be a layer itself: what is said of the whole comes before and after what is said of the
             # layer.
-            before = self._model.register_forward_pre_hook(self._forward_begins, with_kwargs=True, prepend=True)
+            before = self._model.register_forward_pre_hook(
+                UncopiedHook(self._forward_begins), with_kwargs=True, prepend=True
+            )
             stack.enter_context(session.attached())
             for handle in (
                 before,
-                self._model.register_forward_hook(self._forward_ends, always_call=True),
+                self._model.register_forward_hook(UncopiedHook(self._forward_ends), always_call=True),
                 register_optimizer_step_pre_hook(self._optimizer_begins),
                 register_optimizer_step_post_hook(self._optimizer_ends),
             ):
@@ -130,6 +133,7 @@ class LoopProfile:
     def _forward_begins(self, module: nn.Module, args: Any, kwargs: Any) -> None:
         session = self._session
         if not torch.is_grad_enabled():
+            self._enter(Label("validation"))
             return
         stepped = self._stepped or session.marks.had_backward
         if not self._in_steps and (stepped or not self._begun):
@@ -137,9 +141,13 @@ class LoopProfile:
             self._begun, self._stepped = True, False
             session.take_batch([args, kwargs], sampler="none")
             session.begin_compute()
-        if session.is_open:
-            self._depth = session.marks.depth
-            session.marks.push(Label("forward"))
+        self._enter(Label("forward"))
+
+    def _enter(self, label: Label) -> None:
+        marks = self._session.marks
+        if self._session.is_open:
+            self._depth = marks.depth
+            marks.push(label)
 
     def _forward_ends(self, module: nn.Module, args: Any, out: Any) -> None:
         marks = self._session.marks

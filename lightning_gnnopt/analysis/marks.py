@@ -56,6 +56,7 @@ class Marks:
         self._stack: list[Label] = []
         self._covered = 0
         self._before_backward: Label | None = None  # while one runs: what went on before
+        self._backward = -1  # its number, which autograd gives it
         self.had_backward = False
         self._is_open = False
         self._thread = threading.get_ident()
@@ -168,7 +169,10 @@ class Marks:
         if not self._is_open:
             return
         if self._before_backward is None:
-            self._before_backward, self.had_backward = self.current, True
+            self._before_backward, self._backward, self.had_backward = self.current, -1, True
+        number = torch._C._current_graph_task_id()
+        if number > self._backward:  # none of before: one that raised has dropped its callback; or one within another
+            self._backward = number
             torch.autograd.Variable._execution_engine.queue_callback(self._backward_ended)
         self.switch(label)
 

@@ -107,7 +107,8 @@ class GNNProfiler(Profiler):
         """
         if self._profile is None:
             raise RuntimeError(
-                "`GNNProfiler` has recorded nothing yet. HINT: call `trainer.fit` with it, or use `watch(model)`."
+                "`GNNProfiler` has recorded nothing yet. HINT: call `trainer.fit` with it, or use `watch(model)`; where"
+                " a strategy trains in processes of its own (`ddp_spawn`), have them write with `report_dir=`."
             )
         return BottleneckReport(self.records)
 

@@ -6,7 +6,7 @@ import time
 from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Any
 
@@ -224,6 +224,7 @@ class ProfileSession:
         """End the profile and the step that is open."""
         self.close_step()
         self._settle(wait=True)
+        self._prefer_exact_peaks()
         self.records.layers = [
             LayerRecord(
                 layer.name,
@@ -243,6 +244,18 @@ class ProfileSession:
             "notes": list(self._notes),
         }
         return self.records
+
+    def _prefer_exact_peaks(self) -> None:
+        """Leave out the peaks of steps whose tensors were followed, if there are others.
+
+        While operators are followed, autograd cannot add up gradients in place, which holds a little more.
+        """
+        batches = self.records.batches
+        exact = [b for b in batches if b.peak_bytes is not None and self._options.mode(b.batch) == "memory"]
+        if exact:
+            self.records.batches = [
+                replace(b, peak_bytes=None) if self._options.mode(b.batch) == "detail" else b for b in batches
+            ]
 
     def break_off(self) -> None:
         """The step that is open or held raised: it is dropped, whatever it has recorded."""

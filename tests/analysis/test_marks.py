@@ -4,6 +4,7 @@ import threading
 from dataclasses import dataclass
 from itertools import pairwise
 
+import pytest
 import torch
 from torch import Tensor
 from torch_geometric.data import Data
@@ -118,6 +119,26 @@ def test_after_a_backward_pass_within_the_forward_pass_the_forward_pass_goes_on(
     assert labels == [OTHER, A, B, A, OTHER]
     assert [end - start for start, end in pairwise(stamps)] == [0, 1, 10, 100, 0]
     assert grad.shape == (3,)
+
+
+def test_a_backward_pass_that_raises_does_not_keep_its_label() -> None:
+    clock = HandClock()
+    marks = Marks(clock)
+    x = torch.ones(3, requires_grad=True)
+    marks.open()
+    marks.push(A)
+    out = x * 2
+    out.register_hook(lambda _: (_ for _ in ()).throw(RuntimeError("out of memory")))
+    top = out * 2
+    marks.cover(top, B)
+    with pytest.raises(RuntimeError, match="out of memory"):
+        top.sum().backward()
+    again = x * 3
+    marks.cover(again, C)
+    again.sum().backward()
+    assert marks.current == A
+    labels, _ = marks.close()
+    assert labels == [OTHER, A, B, C, A]
 
 
 def test_without_gradients_nothing_is_covered() -> None:

@@ -56,7 +56,7 @@ def total(records: Records, **wanted: str) -> float:
 
 
 def test_a_fit_is_cut_into_phases_and_layers_that_add_up(data: Data) -> None:
-    profiler = GNNProfiler(limit="1GiB", memory_every=5)
+    profiler = GNNProfiler(limit="1GiB", memory_every=5, detail_batches=0)
     trainer, model = fit(data, profiler)
     records = profiler.records
 
@@ -328,7 +328,7 @@ def test_a_loop_of_ones_own() -> None:
     net = Net()
     optimizer = torch.optim.Adam(net.parameters())
     batches = [Data(x=torch.randn(20, 8), edge_index=torch.randint(20, (2, 50 + place))) for place in range(6)]
-    profiler = GNNProfiler(skip_batches=1, memory_every=2)
+    profiler = GNNProfiler(skip_batches=1, memory_every=2, detail_batches=0)
     with profiler.watch(net):
         for batch in profiler.steps(batches):
             loss = net(batch).square().mean()
@@ -379,9 +379,22 @@ def test_a_loop_without_a_loader_has_a_step_for_each_backward_pass() -> None:
                 model(x, edge_index)
     records = profiler.records
     assert [b.timed for b in records.batches] == [False, True, True, True]
-    # in each step twice, and in the three that have a next one, once more without gradients, which is no new step
-    assert records.layers[0].calls == 12
+    # in each step twice; once more without gradients, which is no new step, and counts as validation
+    assert records.layers[0].calls == 8
+    assert {r.phase for r in records.times if r.layer == "" and r.part == "message"} >= {"forward", "validation"}
     assert {r.calls for r in records.times if (r.phase, r.part) == ("forward", "message")} == {2}
+
+
+def test_a_model_may_be_copied_and_saved_within_a_loop(tmp_path: Path) -> None:
+    model, profiler = GCNConv(4, 2), GNNProfiler(skip_batches=0, memory_every=0)
+    x, edge_index = torch.randn(5, 4), torch.randint(5, (2, 9))
+    with profiler.watch(model):
+        model(x, edge_index).sum().backward()
+        best = copy.deepcopy(model)
+        torch.save(model, tmp_path / "model.pt")
+        best(x, edge_index).sum().backward()  # nobody hears it
+    assert profiler.records.layers[0].calls == 1
+    assert torch.equal(best(x, edge_index), model(x, edge_index))
 
 
 def test_a_loop_that_raises_keeps_what_it_has() -> None:
