@@ -1,4 +1,4 @@
-"""Degree-corrected stochastic block models, and presets of the size of Reddit and ogbn-products."""
+"""Degree-corrected stochastic block models, and presets of the size of Reddit, ogbn-products, Flickr and Yelp."""
 
 from __future__ import annotations
 
@@ -145,6 +145,80 @@ def make_products_like(
         ValueError: If an option is out of range, or `scale` so small that a simple graph cannot have that degree.
     """
     return _scaled("products-like", seed, scale, homophily, degree_exponent, feature_noise, label_noise)
+
+
+@register(
+    "flickr-like",
+    summary="Synthetic block model with the counts of Flickr at `scale` 1; `scale` multiplies nodes and edges.",
+    num_nodes=89_250,
+    num_edges=899_756,
+    num_features=500,
+    num_classes=7,
+    citation=_CITATION,
+)
+def make_flickr_like(
+    *,
+    seed: int,
+    scale: float = 1.0,
+    homophily: float = 0.32,
+    degree_exponent: float = 2.5,
+    feature_noise: float = 0.5,
+    label_noise: float = 0.58,
+) -> Data:
+    """Make a block model with Flickr's numbers of nodes, edges, features and classes, or a scaled one.
+
+    Args:
+        seed: Seed, see `make_dcsbm`.
+        scale: Factor on the numbers of nodes and of edges, both exact after rounding; the mean degree stays 10.1.
+        homophily: See `make_dcsbm`.
+        degree_exponent: See `make_dcsbm`.
+        feature_noise: See `make_dcsbm`.
+        label_noise: See `make_dcsbm`; by default so large that the best accuracy is about what GraphSAGE is published
+            to reach on the real graph.
+
+    Raises:
+        ValueError: If an option is out of range, or `scale` so small that a simple graph cannot have that degree.
+    """
+    return _scaled("flickr-like", seed, scale, homophily, degree_exponent, feature_noise, label_noise)
+
+
+@register(
+    "yelp-like",
+    summary="Synthetic block model with the counts of Yelp at `scale` 1, one class for each node; `scale` multiplies"
+    " nodes and edges.",
+    num_nodes=716_847,
+    num_edges=13_954_818,
+    num_features=300,
+    num_classes=100,
+    citation=_CITATION,
+)
+def make_yelp_like(
+    *,
+    seed: int,
+    scale: float = 1.0,
+    homophily: float = 0.5,
+    degree_exponent: float = 2.5,
+    feature_noise: float = 0.5,
+    label_noise: float = 0.37,
+) -> Data:
+    """Make a block model with Yelp's numbers of nodes, edges, features and classes, or a scaled one.
+
+    A node of Yelp has several labels. A node of a block model belongs to one block, so that it has one class here, and
+    as an undirected graph has an even number of directed edges, there is one edge less.
+
+    Args:
+        seed: Seed, see `make_dcsbm`.
+        scale: Factor on the numbers of nodes and of edges, both exact after rounding; the mean degree stays 19.5.
+        homophily: See `make_dcsbm`; the real graph, of several labels to a node, has no such number.
+        degree_exponent: See `make_dcsbm`.
+        feature_noise: See `make_dcsbm`.
+        label_noise: See `make_dcsbm`; by default so large that the best accuracy is about the F1 score that GraphSAGE
+            is published to reach on the real graph.
+
+    Raises:
+        ValueError: If an option is out of range, or `scale` so small that a simple graph cannot have that degree.
+    """
+    return _scaled("yelp-like", seed, scale, homophily, degree_exponent, feature_noise, label_noise)
 
 
 def _scaled(

@@ -15,8 +15,9 @@ NAMES = [
     "acm", "actor", "amazon-computers", "amazon-photo", "chameleon", "chameleon-filtered", "citeseer",
     "citeseer-full", "coauthor-cs", "coauthor-physics", "com-amazon", "cora", "cora-ml", "dblp", "dcsbm",
     "digits-knn", "facebook-amherst41", "facebook-cornell5", "facebook-johns-hopkins55", "facebook-reed98",
-    "flickr", "heco-acm-psp", "heco-dblp-apcpa", "minesweeper", "ogbn-products", "polblogs", "products-like",
-    "pubmed", "reddit", "reddit-like", "rmat", "squirrel", "squirrel-filtered", "uai", "yelp",
+    "flickr", "flickr-like", "heco-acm-psp", "heco-dblp-apcpa", "minesweeper", "ogbn-products", "polblogs",
+    "products-like", "pubmed", "reddit", "reddit-like", "rmat", "squirrel", "squirrel-filtered", "uai", "yelp",
+    "yelp-like",
 ]
 # fmt: on
 

@@ -22,6 +22,8 @@ SMALL: list[tuple[str, dict[str, Any], int, int]] = [
     ("dcsbm", {"num_nodes": 500, "avg_degree": 30, "num_classes": 1, "homophily": 0.0}, 500, 15_000),
     ("products-like", {"scale": 0.002}, 4_898, 247_436),
     ("reddit-like", {"scale": 0.02}, 4_659, 2_292_318),
+    ("flickr-like", {"scale": 0.05}, 4_462, 44_988),
+    ("yelp-like", {"scale": 0.01}, 7_168, 139_548),
 ]
 
 
@@ -169,6 +171,8 @@ def test_rmat_classes_are_about_as_frequent_and_found_in_the_neighborhood_mean()
             "`scale` must be above 2.1e-05 for `products-like`, but got 1e-05: 24",
         ),
         ("reddit-like", {"scale": 0.001}, "`scale` must be above 0.0021 for `reddit-like`, but got 0.001: 233 nodes"),
+        ("flickr-like", {"scale": 1e-4}, "`scale` must be above 0.00011 for `flickr-like`, but got 0.0001: 9 nodes"),
+        ("yelp-like", {"scale": 2e-4}, "`num_nodes` must be at least two per class, but 143 nodes have 100 classes."),
         ("reddit-like", {"scal": 1}, "Unknown option of dataset 'reddit-like' 'scal'. Did you mean 'scale'?"),
     ],
 )
