@@ -23,7 +23,7 @@ from lightning_gnnopt._cli import run
 from lightning_gnnopt.analysis import BottleneckReport, GNNProfiler
 from lightning_gnnopt.analysis.folders import make_writable
 from lightning_gnnopt.analysis.records import Records, SweepRecord
-from lightning_gnnopt.analysis.sweep import graph_sweep, sampling_sweep
+from lightning_gnnopt.analysis.sweeps.sweep import graph_sweep, sampling_sweep
 from lightning_gnnopt.loading import GraphDataModule
 from lightning_gnnopt.train import build, build_members, build_model
 

@@ -6,8 +6,8 @@ import hydra
 from omegaconf import DictConfig
 
 from lightning_gnnopt._cli import run
-from lightning_gnnopt.analysis.study import run_job
-from lightning_gnnopt.analysis.study_collect import collect
+from lightning_gnnopt.analysis.study.collect import collect
+from lightning_gnnopt.analysis.study.job import run_job
 
 
 def study(config: DictConfig) -> None:

@@ -65,6 +65,7 @@ def main() -> None:
         (indirect,) = (work / "indirect").glob("*.whl")
         expect(members(indirect), members(direct), "the sdist's wheel holds the same files")
         for wanted in (
+            "lightning_gnnopt/analysis/reporting/page.html",
             "lightning_gnnopt/conf/train.yaml",
             "lightning_gnnopt/py.typed",
             "hydra_plugins/gnnopt_search_path.py",
@@ -83,6 +84,13 @@ def main() -> None:
         expect(Path(where).is_relative_to(work / "venv"), True, "the installed package is the one imported")
         out = call(scripts / "gnnopt-train", "experiment=digits", "trainer.fast_dev_run=true", cwd=place)
         expect("Test accuracy" in out, True, "gnnopt-train runs a recipe from another folder")
+        options = ("max_steps=6", "sweeps.batch_sizes=null", "sweeps.full_batch=false", "hydra.run.dir=analysis")
+        out = call(scripts / "gnnopt-analyze", *options, cwd=place)
+        expect("Phases of a training step" in out, True, "gnnopt-analyze prints its report")
+        page = (place / "analysis" / "report.html").read_text(encoding="utf-8")
+        expect(
+            "lightning-gnnopt[plots]" in page, True, "without matplotlib the page says what is missing"
+        )
         (place / "app.py").write_text(USERS_APP)
         out = call(python, "app.py", "+model=gat", "+data=cora", "+seed=1", "+output_dir=out", cwd=place)
         expect(out.split(), ["gat", "cora"], "a user's own Hydra application takes our groups")

@@ -11,8 +11,8 @@ import pytest
 from hydra import compose, initialize_config_module
 from omegaconf import OmegaConf
 
-from lightning_gnnopt.analysis import study_steps
-from lightning_gnnopt.analysis.study_folder import MODELS
+from lightning_gnnopt.analysis.study import steps as study_steps
+from lightning_gnnopt.analysis.study.folder import MODELS
 from lightning_gnnopt.datasets import dataset_names
 from lightning_gnnopt.study import main
 

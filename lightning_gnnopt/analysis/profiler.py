@@ -22,7 +22,7 @@ from lightning_gnnopt.analysis.folders import make_writable
 from lightning_gnnopt.analysis.loop_profile import LoopProfile
 from lightning_gnnopt.analysis.profile_options import ProfileOptions
 from lightning_gnnopt.analysis.records import Records
-from lightning_gnnopt.analysis.report import BottleneckReport
+from lightning_gnnopt.analysis.reporting.report import BottleneckReport
 
 T = TypeVar("T")
 

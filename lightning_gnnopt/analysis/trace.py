@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import time
 from collections import defaultdict
@@ -29,7 +30,7 @@ class TraceSpan:
         name: What it did.
         start_s: When it began, by `time.perf_counter`.
         end_s: When it ended.
-        args: What else is shown with it.
+        args: What else is shown with it; what JSON has no value for is shown as text.
     """
 
     process: str
@@ -85,18 +86,23 @@ def write_trace(spans: Sequence[TraceSpan], path: Path | str) -> Path:
 
     Raises:
         OSError: If it cannot be written.
-        ValueError: If a span ends before it begins.
+        ValueError: If a span ends before it begins, or a time is not finite.
     """
     path = Path(path)
-    origin_s = min((span.start_s for span in spans), default=0.0)
     lanes: defaultdict[tuple[str, str], list[TraceSpan]] = defaultdict(list)
     for span in spans:
+        if not (math.isfinite(span.start_s) and math.isfinite(span.end_s)):
+            raise ValueError(
+                f"`start_s` and `end_s` must be finite, but {span.name!r} is from {span.start_s} to {span.end_s}."
+                " HINT: leave out what has not ended."
+            )
         if span.end_s < span.start_s:
             raise ValueError(
                 f"`end_s` must not be before `start_s`, but {span.name!r} is from {span.start_s} to {span.end_s}."
                 " HINT: take both from `time.perf_counter`."
             )
         lanes[span.process, span.thread].append(span)
+    origin_s = min((span.start_s for span in spans), default=0.0)
     processes = {process: number for number, process in enumerate(sorted({process for process, _ in lanes}), start=1)}
     events: list[dict[str, Any]] = [
         {"ph": "M", "name": "process_name", "pid": number, "tid": 0, "args": {"name": process}}
@@ -109,19 +115,8 @@ def write_trace(spans: Sequence[TraceSpan], path: Path | str) -> Path:
             thread_number += 1
             name = thread if place == 1 else f"{thread} ({place})"
             events.append({"ph": "M", "name": "thread_name", "pid": pid, "tid": thread_number, "args": {"name": name}})
-            events += [
-                {
-                    "ph": "X",
-                    "name": span.name,
-                    "pid": pid,
-                    "tid": thread_number,
-                    "ts": (span.start_s - origin_s) * 1e6,
-                    "dur": (span.end_s - span.start_s) * 1e6,
-                    "args": dict(span.args),
-                }
-                for span in lane
-            ]
-    text = json.dumps({"traceEvents": events, "displayTimeUnit": "ms"}, ensure_ascii=False, default=str)
+            events += [_complete_event(span, origin_s, pid, thread_number) for span in lane]
+    text = json.dumps({"traceEvents": events, "displayTimeUnit": "ms"}, allow_nan=False)
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.{os.getpid()}")
     try:
@@ -130,6 +125,32 @@ def write_trace(spans: Sequence[TraceSpan], path: Path | str) -> Path:
     finally:
         partial.unlink(missing_ok=True)
     return path
+
+
+def _complete_event(span: TraceSpan, origin_s: float, pid: int, tid: int) -> dict[str, Any]:
+    # Perfetto rounds a start and a duration to nanoseconds, each by itself, and drops a span that overlaps the one
+    # before by a single one: what is next to each other must be so in whole nanoseconds.
+    start_ns, end_ns = (round((time_s - origin_s) * 1e9) for time_s in (span.start_s, span.end_s))
+    return {
+        "ph": "X",
+        "name": span.name,
+        "pid": pid,
+        "tid": tid,
+        "ts": _microseconds(start_ns),
+        "dur": _microseconds(end_ns - start_ns),
+        "args": {str(key): _shown(value) for key, value in span.args.items()},
+    }
+
+
+def _microseconds(ns: int) -> float:
+    """Give nanoseconds in microseconds; they come back whether the reader rounds or, as older ones, cuts off."""
+    us = ns / 1000
+    return us if int(us * 1000) == ns else math.nextafter(us, math.inf)
+
+
+def _shown(value: Any) -> Any:
+    is_plain = value is None or isinstance(value, str | int) or (isinstance(value, float) and math.isfinite(value))
+    return value if is_plain else str(value)
 
 
 def _nested(spans: Iterable[TraceSpan]) -> list[list[TraceSpan]]:

@@ -170,6 +170,7 @@ class BatchPipeline:
         prefetch.stage("deliver")
         note_stage("sample", item, started_s, sampled_s)
         note_stage("plan", item, sampled_s, planned_s)
+        # The host's part only: a copy to a device is timed by the device's clock, whose zero is not the host's.
         note_stage("slice", item, granted_s, placed_s)
         return placed, LoaderStats(
             batches=1,

@@ -3,7 +3,9 @@ from __future__ import annotations
 import json
 import re
 import time
+from itertools import pairwise
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import lightning as L
@@ -52,6 +54,62 @@ def test_spans_become_events_in_microseconds_from_the_first(tmp_path: Path) -> N
         "none": ("a", "other", 1_000_000.0, 0.0, {}),
     }
     assert [path.name for path in path.parent.iterdir()] == ["trace.json"]
+
+
+def test_numbers_of_processes_and_threads_do_not_depend_on_the_order_of_spans(tmp_path: Path) -> None:
+    spans = [TraceSpan(process, thread, "x", 1.0, 2.0) for process in ("b", "ä", "a") for thread in ("2", "1")]
+    there = write_trace(spans, tmp_path / "there.json")
+    back = write_trace(spans[::-1], tmp_path / "back.json")
+    assert there.read_bytes() == back.read_bytes()
+    events = json.loads(there.read_text(encoding="utf-8"))
+    assert set(events) == {"traceEvents", "displayTimeUnit"}
+    assert events["displayTimeUnit"] == "ms"
+    found, threads = read(there)
+    assert [(event["pid"], event["tid"]) for event in found] == [(1, 1), (1, 2), (2, 3), (2, 4), (3, 5), (3, 6)]
+    assert list(threads.values()) == [("a", "1"), ("a", "2"), ("b", "1"), ("b", "2"), ("ä", "1"), ("ä", "2")]
+
+
+@given(
+    origin=st.floats(0, 1e6),
+    lengths=st.lists(st.floats(0, 1e-3), min_size=1, max_size=20),
+    before=st.floats(0, 10),
+)
+def test_what_adjoins_does_so_for_readers_that_count_whole_nanoseconds(
+    origin: float, lengths: list[float], before: float
+) -> None:
+    times = [origin + before]
+    for length in lengths:
+        times.append(times[-1] + length)
+    spans = [TraceSpan("p", "t", "whole", times[0], times[-1]), TraceSpan("p", "u", "first", origin, origin)]
+    spans += [TraceSpan("p", "t", "part", start, end) for start, end in pairwise(times)]
+    with TemporaryDirectory() as folder:
+        events, _ = read(write_trace(spans, Path(folder) / "trace.json"))
+    for in_ns in (lambda us: int(us * 1000), lambda us: round(us * 1000)):
+        (whole,) = ((in_ns(e["ts"]), in_ns(e["ts"]) + in_ns(e["dur"])) for e in events if e["name"] == "whole")
+        parts = sorted((in_ns(e["ts"]), in_ns(e["ts"]) + in_ns(e["dur"])) for e in events if e["name"] == "part")
+        assert (parts[0][0], parts[-1][1]) == whole
+        assert all(end == start for (_, end), (start, _) in pairwise(parts))
+
+
+def test_what_json_has_no_value_for_is_shown_as_text(tmp_path: Path) -> None:
+    args = {"loss": float("nan"), "lr": 0.5, "path": Path("a"), "is_last": True, "none": None, 3: float("-inf")}
+    text = write_trace([TraceSpan("p", "t", "x\udc80", 0, 1, args)], tmp_path / "trace.json").read_text(
+        encoding="utf-8"
+    )
+
+    def refuse(constant: str) -> None:
+        raise AssertionError(constant)
+
+    (event,) = (event for event in json.loads(text, parse_constant=refuse)["traceEvents"] if event["ph"] == "X")
+    assert event["args"] == {"loss": "nan", "lr": 0.5, "path": "a", "is_last": True, "none": None, "3": "-inf"}
+    assert event["name"] == "x\udc80"  # of a file's name that is no UTF-8
+
+
+@pytest.mark.parametrize(("start_s", "end_s"), [(float("nan"), 1.0), (0.0, float("inf")), (0.0, float("nan"))])
+def test_a_time_that_is_not_finite_is_refused(tmp_path: Path, start_s: float, end_s: float) -> None:
+    with pytest.raises(ValueError, match=re.escape(f"must be finite, but 'x' is from {start_s} to {end_s}.")):
+        write_trace([TraceSpan("p", "t", "y", 0, 1), TraceSpan("p", "t", "x", start_s, end_s)], tmp_path / "trace.json")
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_no_spans_are_a_trace_too(tmp_path: Path) -> None:

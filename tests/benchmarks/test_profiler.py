@@ -2,30 +2,62 @@
 
 from __future__ import annotations
 
+import math
+from types import SimpleNamespace
+from typing import Any, cast
+
 import pytest
 from torch_geometric.nn import GCNConv
 
 from benchmarks import profiler as module
 from benchmarks.profiler import Steps, figures_of
-from lightning_gnnopt import GraphDataModule
+from lightning_gnnopt import GNNProfiler, GraphDataModule
+from lightning_gnnopt.analysis.records import BatchRecord, Records
 from lightning_gnnopt.datasets import load_dataset
 
 
 def test_costs_are_ratios_of_one_round() -> None:
     runs = {
-        "GCN, without": [Steps(step_s=1.0), Steps(step_s=2.0), Steps(step_s=4.0)],
+        "GCN, without": [Steps(step_s=1.0, mean_s=1.0), Steps(step_s=2.0, mean_s=2.0), Steps(step_s=4.0, mean_s=5.0)],
         "GCN, profiled": [
-            Steps(step_s=1.1, memory_s=3.0, stated=0.02),
-            Steps(step_s=2.08, memory_s=5.0, stated=0.04),
-            Steps(step_s=4.0, memory_s=7.0, stated=0.03),
+            Steps(step_s=1.1, mean_s=1.2, memory_s=3.0, stated=0.02),
+            Steps(step_s=2.08, mean_s=2.6, memory_s=5.0, stated=0.04),
+            Steps(step_s=4.0, mean_s=5.5, memory_s=7.0, stated=0.03),
         ],
     }
-    (cost, stated), rows = figures_of(runs)
+    (cost, mean, stated), rows = figures_of(runs)
     assert cost.value == pytest.approx(1.04)
     assert (cost.reach, cost.sense, cost.met) == (1.05, "<=", True)
+    assert mean.value == pytest.approx(1.2)
     assert stated.value == 0.03
-    assert stated.reach is None
+    assert (mean.reach, stated.reach) == (None, None)
     assert rows == [{"steps of": "GCN", "plain ms": 2000.0, "timed ms": 2080.0, "with memory ms": 5000.0}]
+
+
+def record(number: int, *, timed: bool, peak_bytes: int | None = None) -> BatchRecord:
+    return BatchRecord(number, "", 1, 1, 4, 4, 8, 0.5, peak_bytes, timed)
+
+
+def test_each_step_is_counted_as_what_was_recorded_of_it() -> None:
+    timed = [record(number, timed=True) for number in (4, 5, 6, 7)]
+    skipped = [record(number, timed=False) for number in range(3)]
+    records = Records(batches=[*skipped, record(3, timed=False, peak_bytes=9), *timed], info={"overhead_s": 0.1})
+    took_s = [90.0, 80.0, 70.0, 6.0, 1.0, 2.0, 5.0, math.nan]  # the epoch's last one has no next one
+    found = module._profiled(cast(GNNProfiler, SimpleNamespace(records=records)), took_s)
+    assert found == Steps(step_s=2.0, mean_s=3.5, memory_s=6.0, stated=0.05)
+    assert module._plain(took_s) == Steps(step_s=3.5, mean_s=3.5)
+
+
+def test_a_step_lasts_until_the_next_one_begins(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = module._StepClock()
+    times = iter([1.0, 3.0, 6.0, 20.0, 24.0])
+    monkeypatch.setattr(module.time, "perf_counter", lambda: next(times))
+    anything: Any = None
+    for steps in (3, 2):
+        for number in range(steps):
+            clock.on_train_batch_start(anything, anything, anything, number)
+        clock.on_train_epoch_end(anything, anything)
+    assert clock.step_s == pytest.approx([2.0, 3.0, math.nan, 4.0, math.nan], nan_ok=True)
 
 
 @pytest.fixture

@@ -1,0 +1,1 @@
+"""What a profile's numbers mean, and what to do about it."""

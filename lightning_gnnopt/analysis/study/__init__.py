@@ -1,0 +1,1 @@
+"""The bottleneck study: models and graphs, many settings each."""

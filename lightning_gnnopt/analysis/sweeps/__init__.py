@@ -1,0 +1,1 @@
+"""What sampling does, over batch sizes and graphs."""
