@@ -4,19 +4,20 @@ The steps of a single layer on 100,000 edges with a loss, a backward pass and Ad
 (`GNNProfiler.watch`); the steps of a sampled fit under Lightning (`Trainer(profiler=...)`). A step lasts until the next
 one begins, so that what the profiler does between steps counts. What is compared are its timed steps, with hooks in
 every layer; those that it records for their memory, each tenth, are in rows of their own and in the means of all steps.
+Runs are short and many, as the cost to be found is less than what a machine drifts by within seconds; the cores'
+seconds are told as well, which other jobs stretch less.
 """
 
 from __future__ import annotations
 
-import math
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import pairwise
 from statistics import fmean
-from typing import Any
+from typing import Any, NamedTuple
 
 import lightning as L
 import torch
@@ -36,18 +37,27 @@ SKIPPED = 3  # steps that compile and warm up
 LAYERS: Mapping[str, Callable[[int, int], nn.Module]] = {"GCNConv": GCNConv, "GATConv": GATConv}
 
 
+class _Stamp(NamedTuple):
+    """A time, or a difference of two."""
+
+    wall_s: float
+    cpu_s: float
+
+
 @dataclass(frozen=True, kw_only=True)
 class Steps:
     """Steps of one side.
 
     Attributes:
         step_s: Seconds of a step that is timed, the median.
+        cpu_s: Seconds that all cores together spent in it, the median.
         mean_s: Seconds of a step, the mean of all but the first.
         memory_s: Seconds of a step whose memory is recorded, the median; None without a profiler.
         stated: The profiler's own share of its timed steps, as its report states it; None without a profiler.
     """
 
     step_s: float
+    cpu_s: float
     mean_s: float
     memory_s: float | None = None
     stated: float | None = None
@@ -59,21 +69,26 @@ def measure(quick: bool) -> Measured:
     Args:
         quick: Whether to take fewer steps and rounds.
     """
-    rounds, steps = (2, 12) if quick else (12, 60)  # twelve rounds: each side is in each place twice
-    sides: dict[str, Callable[[], Steps]] = {}
-    for name, layer in LAYERS.items():
-        sides[f"{name}, without"] = partial(_loop, layer, steps, is_profiled=False)
-        sides[f"{name}, profiled"] = partial(_loop, layer, steps, is_profiled=True)
+    rounds, steps = (4, 15) if quick else (30, 24)
     datamodule = GraphDataModule(
-        load_dataset("dcsbm", num_nodes=4_000 if quick else 20_000, avg_degree=20.0),
+        load_dataset("dcsbm", num_nodes=5_000 if quick else 10_000, avg_degree=20.0),
         num_neighbors=[15, 10],
         batch_size=256,
         num_workers=1,
     )
-    sides["fit, without"] = partial(_fit, datamodule, is_profiled=False)
-    sides["fit, profiled"] = partial(_fit, datamodule, is_profiled=True)
+    works: dict[str, Callable[..., Steps]] = {name: partial(_loop, layer, steps) for name, layer in LAYERS.items()}
+    works["fit"] = partial(_fit, datamodule)
+    runs: dict[str, list[Steps]] = {}
     with quiet():
-        runs = alternate(sides, rounds=rounds)
+        for name, work in works.items():
+            # by themselves, so that the two runs of a round are neighbours
+            runs |= alternate(
+                {
+                    f"{name}, without": partial(work, is_profiled=False),
+                    f"{name}, profiled": partial(work, is_profiled=True),
+                },
+                rounds=rounds,
+            )
     return figures_of(runs)
 
 
@@ -91,6 +106,8 @@ def figures_of(runs: Mapping[str, Sequence[Steps]]) -> Measured:
         figures.append(
             Figure.of_runs(f"timed steps beside plain ones, {what}", costs, unit="x", reach=REACH, sense="<=")
         )
+        cores = ratios([run.cpu_s for run in profiled], [run.cpu_s for run in without])
+        figures.append(Figure.of_runs(f"cores' seconds of timed steps beside plain ones, {what}", cores, unit="x"))
         means = ratios([run.mean_s for run in profiled], [run.mean_s for run in without])
         figures.append(Figure.of_runs(f"all steps beside plain ones, {what}", means, unit="x"))
         stated = [run.stated for run in profiled if run.stated is not None]
@@ -113,10 +130,10 @@ def _loop(layer: Callable[[int, int], nn.Module], steps: int, *, is_profiled: bo
     model = layer(WIDTH, WIDTH)
     optimizer = torch.optim.Adam(model.parameters())
     x, edge_index = torch.randn(NODES, WIDTH), torch.randint(NODES, (2, EDGES))
-    began_s: list[float] = []
+    stamps: list[_Stamp] = []
 
     def run() -> None:
-        began_s.append(time.perf_counter())
+        stamps.append(_now())
         out: Tensor = model(x, edge_index)
         optimizer.zero_grad()
         out.square().mean().backward()  # type: ignore[no-untyped-call]
@@ -125,13 +142,13 @@ def _loop(layer: Callable[[int, int], nn.Module], steps: int, *, is_profiled: bo
     if not is_profiled:
         for _ in range(steps):
             run()
-        return _plain(_between([*began_s, time.perf_counter()]))
+        return _plain(_between([*stamps, _now()]))
     profiler = _make_profiler()
     with profiler.watch(model):
         for _ in profiler.steps(range(steps)):
             run()
-        began_s.append(time.perf_counter())
-    return _profiled(profiler, _between(began_s))
+        stamps.append(_now())
+    return _profiled(profiler, _between(stamps))
 
 
 class _StepClock(Callback):
@@ -142,18 +159,18 @@ class _StepClock(Callback):
     """
 
     def __init__(self) -> None:
-        self.epochs: list[list[float]] = [[]]
+        self.epochs: list[list[_Stamp]] = [[]]
 
     @property
-    def step_s(self) -> list[float]:
-        """Seconds of each step until the next one begins; of an epoch's last one not a number."""
-        return [took_s for times_s in self.epochs if times_s for took_s in (*_between(times_s), math.nan)]
+    def took(self) -> list[_Stamp | None]:
+        """What each step took until the next one began; None for an epoch's last one."""
+        return [took for stamps in self.epochs if stamps for took in (*_between(stamps), None)]
 
     @override
     def on_train_batch_start(
         self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
     ) -> None:
-        self.epochs[-1].append(time.perf_counter())
+        self.epochs[-1].append(_now())
 
     @override
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -179,40 +196,43 @@ def _fit(datamodule: GraphDataModule, *, is_profiled: bool) -> Steps:
         enable_model_summary=False,
     )
     trainer.fit(model, datamodule)
-    return _plain(clock.step_s) if profiler is None else _profiled(profiler, clock.step_s)
+    return _plain(clock.took) if profiler is None else _profiled(profiler, clock.took)
 
 
 def _make_profiler() -> GNNProfiler:
     return GNNProfiler(skip_batches=SKIPPED, memory_every=10, detail_batches=0)
 
 
-def _between(times_s: Sequence[float]) -> list[float]:
-    return [end - start for start, end in pairwise(times_s)]
+def _now() -> _Stamp:
+    return _Stamp(time.perf_counter(), time.process_time())
 
 
-def _counted(took_s: Sequence[float]) -> list[float]:
-    return [took for took in took_s[SKIPPED:] if not math.isnan(took)]
+def _between(stamps: Sequence[_Stamp]) -> list[_Stamp]:
+    return [_Stamp(end.wall_s - start.wall_s, end.cpu_s - start.cpu_s) for start, end in pairwise(stamps)]
 
 
-def _plain(took_s: Sequence[float]) -> Steps:
-    counted = _counted(took_s)
-    return Steps(step_s=median(counted), mean_s=fmean(counted))
+def _plain(took: Sequence[_Stamp | None]) -> Steps:
+    return _steps(took, range(SKIPPED, len(took)))
 
 
-def _profiled(profiler: GNNProfiler, took_s: Sequence[float]) -> Steps:
+def _profiled(profiler: GNNProfiler, took: Sequence[_Stamp | None]) -> Steps:
     records = profiler.records
-    timed = {record.batch for record in records.batches if record.timed}
-    recorded = {record.batch for record in records.batches if record.peak_bytes is not None}
-    by_kind = [
-        [took for number, took in enumerate(took_s) if number in steps and not math.isnan(took)]
-        for steps in (timed, recorded)
-    ]
-    step_s = sum(record.step_s for record in records.batches if record.timed)
+    timed = [record for record in records.batches if record.timed]
+    recorded = [record.batch for record in records.batches if record.peak_bytes is not None]
+    memory_s = [step.wall_s for number in recorded if (step := took[number]) is not None]
+    return replace(
+        _steps(took, [record.batch for record in timed]),
+        memory_s=median(memory_s) if memory_s else None,
+        stated=records.info["overhead_s"] / sum(record.step_s for record in timed),
+    )
+
+
+def _steps(took: Sequence[_Stamp | None], timed: Iterable[int]) -> Steps:
+    compared = [step for number in timed if (step := took[number]) is not None]
     return Steps(
-        step_s=median(by_kind[0]),
-        mean_s=fmean(_counted(took_s)),
-        memory_s=median(by_kind[1]) if by_kind[1] else None,
-        stated=records.info["overhead_s"] / step_s,
+        step_s=median([step.wall_s for step in compared]),
+        cpu_s=median([step.cpu_s for step in compared]),
+        mean_s=fmean(step.wall_s for step in took[SKIPPED:] if step is not None),
     )
 
 

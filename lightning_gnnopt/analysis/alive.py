@@ -18,7 +18,7 @@ from typing_extensions import override
 
 from lightning_gnnopt.analysis.labels import Label
 
-_FRAMEWORKS = ("torch", "torch_geometric", "lightning", "pytorch_lightning")
+_FRAMEWORKS = ("torch", "torch_geometric", "torchmetrics", "lightning", "pytorch_lightning")
 _COLLECTS = {"collect", "edge_collect"}
 _OURS = __name__.rpartition(".")[0]
 

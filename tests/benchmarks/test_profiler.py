@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from types import SimpleNamespace
 from typing import Any, cast
 
@@ -10,7 +9,7 @@ import pytest
 from torch_geometric.nn import GCNConv
 
 from benchmarks import profiler as module
-from benchmarks.profiler import Steps, figures_of
+from benchmarks.profiler import Steps, _Stamp, figures_of
 from lightning_gnnopt import GNNProfiler, GraphDataModule
 from lightning_gnnopt.analysis.records import BatchRecord, Records
 from lightning_gnnopt.datasets import load_dataset
@@ -18,19 +17,24 @@ from lightning_gnnopt.datasets import load_dataset
 
 def test_costs_are_ratios_of_one_round() -> None:
     runs = {
-        "GCN, without": [Steps(step_s=1.0, mean_s=1.0), Steps(step_s=2.0, mean_s=2.0), Steps(step_s=4.0, mean_s=5.0)],
+        "GCN, without": [
+            Steps(step_s=1.0, cpu_s=1.0, mean_s=1.0),
+            Steps(step_s=2.0, cpu_s=2.0, mean_s=2.0),
+            Steps(step_s=4.0, cpu_s=4.0, mean_s=5.0),
+        ],
         "GCN, profiled": [
-            Steps(step_s=1.1, mean_s=1.2, memory_s=3.0, stated=0.02),
-            Steps(step_s=2.08, mean_s=2.6, memory_s=5.0, stated=0.04),
-            Steps(step_s=4.0, mean_s=5.5, memory_s=7.0, stated=0.03),
+            Steps(step_s=1.1, cpu_s=1.3, mean_s=1.2, memory_s=3.0, stated=0.02),
+            Steps(step_s=2.08, cpu_s=2.2, mean_s=2.6, memory_s=5.0, stated=0.04),
+            Steps(step_s=4.0, cpu_s=4.8, mean_s=5.5, memory_s=7.0, stated=0.03),
         ],
     }
-    (cost, mean, stated), rows = figures_of(runs)
+    (cost, cores, mean, stated), rows = figures_of(runs)
     assert cost.value == pytest.approx(1.04)
     assert (cost.reach, cost.sense, cost.met) == (1.05, "<=", True)
+    assert cores.value == pytest.approx(1.2)
     assert mean.value == pytest.approx(1.2)
     assert stated.value == 0.03
-    assert (mean.reach, stated.reach) == (None, None)
+    assert (cores.reach, mean.reach, stated.reach) == (None, None, None)
     assert rows == [{"steps of": "GCN", "plain ms": 2000.0, "timed ms": 2080.0, "with memory ms": 5000.0}]
 
 
@@ -42,22 +46,22 @@ def test_each_step_is_counted_as_what_was_recorded_of_it() -> None:
     timed = [record(number, timed=True) for number in (4, 5, 6, 7)]
     skipped = [record(number, timed=False) for number in range(3)]
     records = Records(batches=[*skipped, record(3, timed=False, peak_bytes=9), *timed], info={"overhead_s": 0.1})
-    took_s = [90.0, 80.0, 70.0, 6.0, 1.0, 2.0, 5.0, math.nan]  # the epoch's last one has no next one
-    found = module._profiled(cast(GNNProfiler, SimpleNamespace(records=records)), took_s)
-    assert found == Steps(step_s=2.0, mean_s=3.5, memory_s=6.0, stated=0.05)
-    assert module._plain(took_s) == Steps(step_s=3.5, mean_s=3.5)
+    took = [*(_Stamp(wall_s, wall_s / 4) for wall_s in (90.0, 80.0, 70.0, 6.0, 1.0, 2.0, 5.0)), None]
+    found = module._profiled(cast(GNNProfiler, SimpleNamespace(records=records)), took)
+    assert found == Steps(step_s=2.0, cpu_s=0.5, mean_s=3.5, memory_s=6.0, stated=0.05)
+    assert module._plain(took) == Steps(step_s=3.5, cpu_s=0.875, mean_s=3.5)
 
 
 def test_a_step_lasts_until_the_next_one_begins(monkeypatch: pytest.MonkeyPatch) -> None:
     clock = module._StepClock()
     times = iter([1.0, 3.0, 6.0, 20.0, 24.0])
-    monkeypatch.setattr(module.time, "perf_counter", lambda: next(times))
+    monkeypatch.setattr(module, "_now", lambda: _Stamp(wall_s := next(times), 10 * wall_s))
     anything: Any = None
     for steps in (3, 2):
         for number in range(steps):
             clock.on_train_batch_start(anything, anything, anything, number)
         clock.on_train_epoch_end(anything, anything)
-    assert clock.step_s == pytest.approx([2.0, 3.0, math.nan, 4.0, math.nan], nan_ok=True)
+    assert clock.took == [(2.0, 20.0), (3.0, 30.0), None, (4.0, 40.0), None]
 
 
 @pytest.fixture

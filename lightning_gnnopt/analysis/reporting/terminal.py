@@ -55,7 +55,8 @@ def rich_table(table: Table) -> RichTable:
     )  # fmt: skip
     for place, head in enumerate(table.columns):
         if place in table.texts:
-            made.add_column(Text(head), overflow="fold")
+            # The first column names the row, and gives way last.
+            made.add_column(Text(head), overflow="ellipsis", no_wrap=place == 0)
         else:
             made.add_column(Text(head), justify="right", no_wrap=True)
     for row in table.rows:
