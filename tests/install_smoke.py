@@ -88,9 +88,7 @@ def main() -> None:
         out = call(scripts / "gnnopt-analyze", *options, cwd=place)
         expect("Phases of a training step" in out, True, "gnnopt-analyze prints its report")
         page = (place / "analysis" / "report.html").read_text(encoding="utf-8")
-        expect(
-            "lightning-gnnopt[plots]" in page, True, "without matplotlib the page says what is missing"
-        )
+        expect("lightning-gnnopt[plots]" in page, True, "without matplotlib the page says what is missing")
         (place / "app.py").write_text(USERS_APP)
         out = call(python, "app.py", "+model=gat", "+data=cora", "+seed=1", "+output_dir=out", cwd=place)
         expect(out.split(), ["gat", "cora"], "a user's own Hydra application takes our groups")
