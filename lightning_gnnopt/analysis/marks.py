@@ -63,8 +63,11 @@ class Marks:
 
     @property
     def is_open(self) -> bool:
-        """Whether a step is open and this thread is its thread."""
-        return self._is_open and threading.get_ident() == self._thread
+        """Whether a step is open and this thread is its thread, or runs a backward pass.
+
+        That of a device runs in a thread of the engine's own, and what it computes anew (checkpointing) with it.
+        """
+        return self._is_open and (threading.get_ident() == self._thread or torch._C._current_graph_task_id() != -1)
 
     @property
     def depth(self) -> int:

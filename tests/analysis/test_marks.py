@@ -46,7 +46,9 @@ def test_pop_to_a_depth_ends_all_that_was_begun_since() -> None:
     assert marks.current == A
 
 
-def test_only_the_thread_that_opened_a_step_is_heard() -> None:
+def test_only_the_thread_that_opened_a_step_is_heard_and_one_that_runs_a_backward_pass(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     marks = Marks(HandClock())
     marks.open()
     heard = []
@@ -54,6 +56,11 @@ def test_only_the_thread_that_opened_a_step_is_heard() -> None:
     thread.start()
     thread.join()
     assert (marks.is_open, heard) == (True, [False])
+    monkeypatch.setattr(torch._C, "_current_graph_task_id", lambda: 3)  # as in the engine's thread of a device
+    thread = threading.Thread(target=lambda: heard.append(marks.is_open))
+    thread.start()
+    thread.join()
+    assert heard == [False, True]
     marks.close()
     assert not marks.is_open
 
