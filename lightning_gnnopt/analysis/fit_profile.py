@@ -136,12 +136,13 @@ class FitProfile:
             session.open_step()
             self._current_loader().begin()
             self._asked_s = time.perf_counter()
+        if action.endswith(_VALIDATION_START) and self._validation is None:
+            self._validation = (session.marks.depth, time.perf_counter())
+            if session.is_open:
+                session.marks.push(_VALIDATION)
         if session.is_open:
             if action == "run_training_batch":
                 session.begin_compute()
-            elif action.endswith(_VALIDATION_START) and self._validation is None:
-                self._validation = (session.marks.depth, time.perf_counter())
-                session.marks.push(_VALIDATION)
             label = None if self._validation is not None else _label(action)
             if label is not None:
                 depth = session.marks.depth

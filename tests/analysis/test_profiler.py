@@ -185,6 +185,14 @@ def test_a_step_that_raises_leaves_the_records_so_far_and_the_report(data: Data,
     assert "no such luck" in (tmp_path / "report" / "report.html").read_text()
 
 
+def test_validations_after_the_last_recorded_step_are_recorded_too(data: Data) -> None:
+    profiler = GNNProfiler(skip_batches=0, memory_every=0, max_batches=5)
+    fit(data, profiler, epochs=4)
+    assert len(profiler.records.batches) == 5
+    assert [validation.batch for validation in profiler.records.validations] == [4, 8, 12, 16]
+    assert profiler.records.info["steps"] == 16
+
+
 def test_a_fit_without_a_step_leaves_nothing(data: Data) -> None:
     profiler = GNNProfiler()
     trainer, model = fit(data, profiler, limit_train_batches=0)

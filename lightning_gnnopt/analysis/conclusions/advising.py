@@ -77,7 +77,7 @@ def verdict(facts: Facts) -> str:
         >>> verdict(
         ...     Facts(timed_steps=50, step_s=8.0, phase_s={"wait": 3.0, "forward": 5.0}, kind_s=kinds, part_s=parts)
         ... )
-        'Training waits for batches 38 % of the time; of the computation, 80 % is edge computation, mostly message.'
+        "Training waits for batches 38 % of the time; of the layers' work, 80 % is edge computation, mostly message."
     """
     clauses = list(_clauses(facts))
     return "; ".join(clauses) + "."
@@ -121,11 +121,11 @@ def _computation(facts: Facts) -> str:
     if outside_s > all_s / 2:
         return f"of the computation, {percent(outside_s / all_s)} lies outside the message-passing layers"
     if VERTEX_SHARE < work.share < EDGE_SHARE:
-        return f"of the computation, {percent(work.share)} is for edges and {percent(1 - work.share)} for vertices"
+        return f"of the layers' work, {percent(work.share)} is for edges and {percent(1 - work.share)} for vertices"
     if work.share <= VERTEX_SHARE:
-        return f"of the computation, {percent(1 - work.share)} is vertex computation"
+        return f"of the layers' work, {percent(1 - work.share)} is vertex computation"
     mostly = "" if not work.part else f", {'mostly' if work.part_share >= 0.5 else 'above all'} {work.part}"
-    return f"of the computation, {percent(work.share)} is edge computation{mostly}"
+    return f"of the layers' work, {percent(work.share)} is edge computation{mostly}"
 
 
 def _memory(facts: Facts) -> str | None:

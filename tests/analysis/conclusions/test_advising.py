@@ -64,7 +64,7 @@ def test_the_verdict_names_what_holds_up_training_then_what_is_computed() -> Non
         part_s={"gather": 10.0, "message": 30.5},
     )
     assert verdict(facts) == (
-        "Training waits for batches 37 % of the time; of the computation, 81 % is edge computation, mostly message."
+        "Training waits for batches 37 % of the time; of the layers' work, 81 % is edge computation, mostly message."
     )
     spread = replace(facts, part_s={"gather": 13.0, "message": 16.0, "aggregate": 11.5})
     assert verdict(spread).endswith("81 % is edge computation, above all message.")
@@ -74,8 +74,8 @@ def test_the_verdict_names_what_holds_up_training_then_what_is_computed() -> Non
 @pytest.mark.parametrize(
     ("kinds", "closed", "clause"),
     [
-        ({"vertex": 60.0, "edge": 40.0}, 0, "of the computation, 60 % is vertex computation"),
-        ({"vertex": 48.0, "edge": 52.0}, 0, "of the computation, 52 % is for edges and 48 % for vertices"),
+        ({"vertex": 60.0, "edge": 40.0}, 0, "of the layers' work, 60 % is vertex computation"),
+        ({"vertex": 48.0, "edge": 52.0}, 0, "of the layers' work, 52 % is for edges and 48 % for vertices"),
         (
             {"vertex": 10.0, "edge": 30.0, "": 60.0},
             0,
@@ -151,7 +151,7 @@ def test_from_records_to_the_sentence() -> None:
     records.validations.append(ValidationRecord(12, 3.0, False))
     facts = Facts.from_records(records)
     assert verdict(facts) == (
-        "Training waits for batches 38 % of the time; of the computation, 80 % is edge computation, mostly message;"
+        "Training waits for batches 38 % of the time; of the layers' work, 80 % is edge computation, mostly message;"
         " 20 % of batches exceed the limit of 1000 B."
     )
     found = {advice.rule: advice for advice in advise(facts)}
