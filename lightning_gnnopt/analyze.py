@@ -124,7 +124,7 @@ def _sweep(config: DictConfig, datamodule: GraphDataModule, records: Records, tr
     ran = False
     if sizes or sweeps.full_batch:
         _say("Sweep over batch sizes ...")
-        sampling_sweep(datamodule, make_model, batch_sizes=sizes, **common)
+        sampling_sweep(datamodule, make_model, batch_sizes=sizes, peaks=records.peaks, **common)
         ran = True
     if sweeps.graph:
         _say("Sweep over graphs ...")

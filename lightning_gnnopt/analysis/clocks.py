@@ -9,7 +9,13 @@ import torch
 
 
 class Clock(Protocol):
-    """Takes stamps cheaply, and says later how far they lie apart."""
+    """Takes stamps cheaply, and says later how far they lie apart.
+
+    Attributes:
+        is_host: Whether it goes on while the host does, so that what the profiler does lies between its stamps.
+    """
+
+    is_host: bool
 
     def stamp(self) -> Any:
         """Take a stamp now."""
@@ -26,6 +32,8 @@ class Clock(Protocol):
 
 class HostClock:
     """The processor's clock: right where an operator has ended when its call returns."""
+
+    is_host = True
 
     def stamp(self) -> float:
         """Take a stamp now."""
@@ -53,6 +61,8 @@ class EventClock:
         device: The device.
         module: What has its `Event`; by default what torch has for the device.
     """
+
+    is_host = False
 
     def __init__(self, device: torch.device, module: Any = None) -> None:
         self._device = device

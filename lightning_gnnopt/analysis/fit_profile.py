@@ -63,6 +63,9 @@ class FitProfile:
         self._trainer: Any = None
         self._validation: tuple[int, float] | None = None  # how deep the marks were, and since when
         self._started_s = self._asked_s = 0.0
+        self._left_s: float | None = None  # when the last epoch ended, until the next one begins
+        self._between_s = 0.0
+        self._epochs = 0
         self._steps_per_epoch: int | None = None
         self._spans: list[TraceSpan] = []
         self._stage_log: StageLog | None = None
@@ -98,7 +101,7 @@ class FitProfile:
         if self._options.trace_batches:
             self._stage_log = self._stack.enter_context(record_stages())
         self.on_start()
-        self._started_s = time.perf_counter()
+        self._started_s = self._left_s = time.perf_counter()
 
     def batch_arrived(self, trainer: L.Trainer, batch: Any) -> None:
         """The batch of the next step is on its device."""
@@ -129,13 +132,14 @@ class FitProfile:
         session = self._session
         if session is None:
             return
-        began_s, before_s = time.perf_counter(), session.marks.spent_s
-        depth: int | None = None
         if action.endswith(_NEXT):
             self._validation = None
+            self._enter_epoch()
             session.open_step()
             self._current_loader().begin()
             self._asked_s = time.perf_counter()
+        began_s, before_s = time.perf_counter(), session.marks.spent_s
+        depth: int | None = None
         if action.endswith(_VALIDATION_START) and self._validation is None:
             self._validation = (session.marks.depth, time.perf_counter())
             if session.is_open:
@@ -172,6 +176,8 @@ class FitProfile:
                 session.end_compute()
             elif action == "run_training_epoch" and sys.exception() is around:  # else `fit_broke` comes next
                 session.close_step()
+        if action == "run_training_epoch":
+            self._left_s = time.perf_counter()
         if action.startswith("[Strategy]") and action.endswith(".on_validation_end"):
             self._end_validation(session)
         session.marks.spent_s = before_s + time.perf_counter() - began_s
@@ -203,6 +209,13 @@ class FitProfile:
             self._loader = LoaderStages(found)
         return self._loader
 
+    def _enter_epoch(self) -> None:
+        """A batch is asked for: if it is the first of an epoch, what came before it lay between epochs."""
+        if self._left_s is not None:
+            self._between_s += time.perf_counter() - self._left_s
+            self._left_s = None
+            self._epochs += 1
+
     def _end_validation(self, session: ProfileSession) -> None:
         if self._validation is None:
             return
@@ -218,7 +231,10 @@ class FitProfile:
         if session is None:
             self.abandon()
             return
-        fit_s = time.perf_counter() - self._started_s
+        now_s = time.perf_counter()
+        fit_s = now_s - self._started_s
+        if self._left_s is not None:
+            self._between_s += now_s - self._left_s
         session.finish()
         callbacks: list[Any] = vars(trainer)["callbacks"]
         names = {type(callback).__name__: callback for callback in callbacks}
@@ -231,6 +247,8 @@ class FitProfile:
             ]
         self._records.info |= {
             "fit_s": fit_s,
+            "between_s": self._between_s,
+            "epochs": self._epochs,
             "steps_per_epoch": self._steps_per_epoch,
             "static_bytes": held_bytes(pl_module, trainer.optimizers),
             "limit_bytes": self._limit_bytes,

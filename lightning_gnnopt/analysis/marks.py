@@ -39,7 +39,8 @@ class Marks:
         labels: Labels of the open step.
         stamps: Their stamps.
         host_s: Their moments on the host, by `time.perf_counter`, if `keeps_host`.
-        spent_s: Seconds that marking has taken in total.
+        spent_s: Seconds that the profiler has taken in total.
+        spent_at_s: What that was at each stamp.
         on_mark: Called after each mark; for what else is read there.
         had_backward: Whether a backward pass came by in the open step.
     """
@@ -49,6 +50,7 @@ class Marks:
         self.labels: list[Label] = []
         self.stamps: list[Any] = []
         self.host_s: list[float] = []
+        self.spent_at_s: list[float] = []
         self.keeps_host = False
         self.spent_s = 0.0
         self.on_mark: Callable[[], None] | None = None
@@ -77,7 +79,7 @@ class Marks:
     def open(self, label: Label = OTHER) -> None:
         """Begin a step."""
         self._thread = threading.get_ident()
-        self.labels, self.stamps, self.host_s = [], [], []
+        self.labels, self.stamps, self.host_s, self.spent_at_s = [], [], [], []
         self._stack = []
         self._is_open = True
         self._covered = _get_sequence_nr()
@@ -189,6 +191,7 @@ class Marks:
         self.current = label
         self.labels.append(label)
         self.stamps.append(self.clock.stamp())
+        self.spent_at_s.append(self.spent_s)
         if self.keeps_host:
             self.host_s.append(began_s)
         if self.on_mark is not None:

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import csv
 import json
-from collections.abc import Iterator
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any, get_type_hints
+from typing import Any
 
 from lightning_gnnopt._names import unknown_name
+from lightning_gnnopt.analysis.record_files import read_csv, write_csv, write_parquet
 
 
 @dataclass(frozen=True, slots=True)
@@ -219,6 +218,23 @@ class SweepRecord:
     error: str
 
 
+@dataclass(frozen=True, slots=True)
+class PeakRecord:
+    """Peak of a step of a sweep, which is no step of the fit.
+
+    Attributes:
+        sampler: Name of the sampler, ``"full"`` for the whole graph as one batch.
+        batch_size: Seeds of the batch.
+        peak_bytes: Most bytes that the step held beyond what was held when it began, the batch not counted.
+        loaded_bytes: Bytes of the batch.
+    """
+
+    sampler: str
+    batch_size: int
+    peak_bytes: int
+    loaded_bytes: int
+
+
 @dataclass
 class Records:
     """All that was recorded.
@@ -232,6 +248,7 @@ class Records:
         layers: Layers of message passing that were found.
         validations: Validations within the fit.
         sweeps: Points of sweeps over batch sizes and graphs.
+        peaks: Peaks of their steps.
         info: What else is known, by name; see :data:`INFO`.
     """
 
@@ -243,6 +260,7 @@ class Records:
     layers: list[LayerRecord] = field(default_factory=list)
     validations: list[ValidationRecord] = field(default_factory=list)
     sweeps: list[SweepRecord] = field(default_factory=list)
+    peaks: list[PeakRecord] = field(default_factory=list)
     info: dict[str, Any] = field(default_factory=dict)
 
     def rows(self, table: str) -> list[Any]:
@@ -261,7 +279,7 @@ class Records:
 
         Args:
             table: ``"batches"``, ``"times"``, ``"loads"``, ``"memory"``, ``"tensors"``, ``"layers"``,
-                ``"validations"`` or ``"sweeps"``.
+                ``"validations"``, ``"sweeps"`` or ``"peaks"``.
 
         Raises:
             ModuleNotFoundError: If pandas is not installed.
@@ -303,24 +321,10 @@ class Records:
             if not rows:
                 continue
             names = [f.name for f in fields(kind)]
-            with path.open("w", newline="", encoding="utf-8") as file:
-                writer = csv.writer(file)
-                writer.writerow(names)
-                writer.writerows([getattr(row, name) for name in names] for row in rows)
+            write_csv(rows, names, path)
             written.append(path)
-            written += self._save_parquet(name, path.with_suffix(".parquet"))
+            written += write_parquet(rows, names, path.with_suffix(".parquet"))
         return written
-
-    def _save_parquet(self, table: str, path: Path) -> Iterator[Path]:
-        try:
-            import pyarrow
-            import pyarrow.parquet
-        except ModuleNotFoundError:
-            return
-        rows = self.rows(table)
-        columns = {f.name: [getattr(row, f.name) for row in rows] for f in fields(TABLES[table])}
-        pyarrow.parquet.write_table(pyarrow.table(columns), path)
-        yield path
 
     @classmethod
     def load(cls, folder: Path | str) -> Records:
@@ -335,7 +339,7 @@ class Records:
         for name, kind in TABLES.items():
             path = folder / f"{name}.csv"
             if path.exists():
-                records.rows(name).extend(_read(path, kind))
+                records.rows(name).extend(read_csv(path, kind))
         return records
 
 
@@ -348,6 +352,7 @@ TABLES: dict[str, type[Any]] = {
     "layers": LayerRecord,
     "validations": ValidationRecord,
     "sweeps": SweepRecord,
+    "peaks": PeakRecord,
 }
 """Class of the rows, by table."""
 
@@ -357,6 +362,8 @@ INFO = {
     "device": "device that computes, such as `cpu` or the name of a GPU",
     "environment": "what it ran on and with, by name",
     "fit_s": "seconds of the fit, or of the watched block",
+    "between_s": "seconds of the fit before, between and after its epochs",
+    "epochs": "epochs of the fit",
     "steps": "training steps of the fit, those that were not recorded included",
     "steps_per_epoch": "training steps of an epoch; None where that is not known",
     "num_workers": "workers of the loader; None where that is not known",
@@ -369,31 +376,3 @@ INFO = {
     "notes": "what could not be recorded, and why: a list of sentences",
 }
 """What `Records.info` holds. Readers must expect each of these to be missing."""
-
-
-def _read(path: Path, kind: type[Any]) -> Iterator[Any]:
-    hints = get_type_hints(kind)
-    with path.open(newline="", encoding="utf-8") as file:
-        reader = csv.DictReader(file)
-        if list(reader.fieldnames or []) != list(hints):
-            raise ValueError(
-                f"`{path}` must have the columns {list(hints)}, but has {reader.fieldnames}."
-                " HINT: it was written by another version; profile again."
-            )
-        for row in reader:
-            yield kind(**{name: _cell(row[name], hints[name], path) for name in hints})
-
-
-def _cell(text: str, hint: Any, path: Path) -> Any:
-    options = getattr(hint, "__args__", (hint,))
-    if type(None) in options and text == "":
-        return None
-    kind = options[0]
-    if kind is bool:
-        if text not in ("True", "False"):
-            raise ValueError(f"`{path}` must hold True or False where it has {text!r}. HINT: profile again.")
-        return text == "True"
-    try:
-        return kind(text)
-    except ValueError as error:
-        raise ValueError(f"`{path}` holds {text!r} where a {kind.__name__} is expected.") from error

@@ -64,6 +64,7 @@ class _Ended:
     step: _Step
     labels: list[Label]
     stamps: list[Any]
+    spent_at_s: list[float]
 
 
 class ProfileSession:
@@ -218,7 +219,7 @@ class ProfileSession:
         if self._step is not None:
             self.end_compute()
             step, self._step = self._step, None
-            self._held = _Ended(step, *self.marks.close())
+            self._held = _Ended(step, *self.marks.close(), self.marks.spent_at_s)
 
     def finish(self) -> Records:
         """End the profile and the step that is open."""
@@ -320,6 +321,9 @@ class ProfileSession:
             ended = self._ended.popleft()
             step, stamps = ended.step, ended.stamps
             spans = [clock.seconds(start, end) for start, end in pairwise(stamps)]
+            if clock.is_host:  # what the profiler itself took is no part of the step
+                own = (after - before for before, after in pairwise(ended.spent_at_s))
+                spans = [max(span - own_s, 0.0) for span, own_s in zip(spans, own, strict=True)]
             validation_s = sum(s for label, s in zip(ended.labels, spans, strict=True) if label.phase == "validation")
             is_timed = step.mode == "timed"
             seeds = int(step.seeds)

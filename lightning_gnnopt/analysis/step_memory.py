@@ -19,7 +19,7 @@ class Stretch:
     Attributes:
         peak_bytes: Most that was held, beyond what was held when the recording began.
         live_bytes: Growth of what is held.
-        allocated_bytes: Sum of what was allocated; None where that is not counted.
+        allocated_bytes: Sum of what was allocated.
     """
 
     peak_bytes: int
@@ -90,11 +90,12 @@ class DeviceStepMemory:
         self._device = device
         self._peaks: list[int] = []
         self._held: list[int] = []
+        self._allocated: list[int] = []
         self._region: Any = None
 
     def start(self) -> None:
         """Begin."""
-        self._peaks, self._held = [], [self._now()]
+        self._peaks, self._held, self._allocated = [], [self._now()], [_allocated_so_far(self._device)]
         self._region = allocator_peak(self._device).open()
 
     def mark(self) -> None:
@@ -108,16 +109,29 @@ class DeviceStepMemory:
         self._region = None
         first = self._held[0]
         return [
-            Stretch(max(peak - first, 0), after - before, max(after - before, 0))
-            for peak, (before, after) in zip(self._peaks, pairwise(self._held), strict=True)
+            # where the sum is not counted, at least what was left of it
+            Stretch(max(peak - first, 0), after - before, max(allocated, after - before, 0))
+            for peak, (before, after), allocated in zip(
+                self._peaks, pairwise(self._held), (b - a for a, b in pairwise(self._allocated)), strict=True
+            )
         ]
 
     def _end_stretch(self) -> None:
         self._peaks.append(self._region.peaks()[0])
         self._held.append(self._now())
+        self._allocated.append(_allocated_so_far(self._device))
 
     def _now(self) -> int:
         return allocator_counts(self._device, "current").allocated_bytes
+
+
+def _allocated_so_far(device: torch.device) -> int:
+    """Bytes that were ever allocated; 0 where that is not counted."""
+    module = allocator_of(device)
+    if not hasattr(module, "memory_stats_as_nested_dict"):
+        return 0
+    stats = module.memory_stats_as_nested_dict(device)  # empty before the device's first use
+    return int(stats.get("allocated_bytes", {}).get("all", {}).get("allocated", 0))
 
 
 def step_memory(device: torch.device) -> StepMemory | str:

@@ -13,6 +13,8 @@ from typing_extensions import override
 class HandClock:
     """Shows what it was set to."""
 
+    is_host = False
+
     def __init__(self) -> None:
         self.now = 0.0
         self.reached = float("inf")  # how far the device has come

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import copy
 import threading
+import time
 from pathlib import Path
 from typing import Any
 
@@ -183,6 +184,24 @@ def test_a_step_that_raises_leaves_the_records_so_far_and_the_report(data: Data,
     assert not model.net.convs[0]._forward_hooks
     assert len(Records.load(tmp_path / "report" / "records").batches) == 6
     assert "no such luck" in (tmp_path / "report" / "report.html").read_text()
+
+
+def test_what_lies_between_epochs_is_known(data: Data) -> None:
+    class Slow(Callback):
+        @override
+        def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+            time.sleep(0.05)
+
+    profiler = GNNProfiler(skip_batches=0, memory_every=0)
+    fit(data, profiler, epochs=3, callbacks=[Slow()])
+    info, records = profiler.records.info, profiler.records
+    assert info["epochs"] == 3
+    assert info["between_s"] >= 3 * 0.05
+    validation_s = sum(validation.seconds for validation in records.validations)
+    steps_s = sum(batch.step_s for batch in records.batches)
+    # nothing is counted twice; what is left is the profiler's own
+    assert info["between_s"] + validation_s + steps_s <= info["fit_s"]
+    assert "before, between and after epochs" in profiler.summary()
 
 
 def test_validations_after_the_last_recorded_step_are_recorded_too(data: Data) -> None:

@@ -127,6 +127,25 @@ def _rows(memory: list[Any]) -> list[tuple[Any, ...]]:
     return [(r.phase, r.layer, r.kind, r.part, r.peak_bytes, r.live_bytes, r.allocated_bytes, r.batch) for r in memory]
 
 
+def test_what_the_profiler_itself_took_is_no_part_of_a_step_on_the_hosts_clock() -> None:
+    for is_host, wait_s in ((True, 7.0), (False, 10.0)):
+        clock = HandClock()
+        clock.is_host = is_host
+        session = ProfileSession(nn.Linear(1, 1), CPU, ProfileOptions(skip_batches=0, memory_every=0), clock=clock)
+        session.open_step()
+        session.marks.push(Label("wait"))
+        clock.now += 10
+        session.marks.spent_s += 3
+        session.marks.pop()
+        clock.now += 1
+        session.take_batch(make_batch())
+        records = session.finish()
+        times = {record.phase: record.seconds for record in records.times}
+        assert times["wait"] == pytest.approx(wait_s, abs=0.01)
+        assert times["other"] == pytest.approx(1, abs=0.01)
+        assert records.batches[0].step_s == pytest.approx(wait_s + 1, abs=0.02)
+
+
 def test_a_device_that_lags_is_asked_later_and_waited_for_at_the_end() -> None:
     clock = HandClock()
     clock.reached = 300

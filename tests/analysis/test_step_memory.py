@@ -125,6 +125,31 @@ def test_a_device_is_read_through_its_allocators_counters(monkeypatch: pytest.Mo
     assert memory.stop() == [Stretch(50, 30, 30), Stretch(230, -10, 0), Stretch(20, 0, 0)]
 
 
+def test_what_a_device_has_allocated_is_a_sum_where_it_is_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    total = [1000]
+
+    class Module:
+        def memory_stats_as_nested_dict(self, device: torch.device) -> dict[str, dict[str, dict[str, int]]]:
+            return {"allocated_bytes": {"all": {"allocated": total[0]}}}
+
+    class Region:
+        def peaks(self) -> tuple[int, ...]:
+            return (100,)
+
+    class Counter:
+        def open(self) -> Region:
+            return Region()
+
+    monkeypatch.setattr(module, "allocator_of", lambda device: Module())
+    monkeypatch.setattr(module, "allocator_peak", lambda device: Counter())
+    monkeypatch.setattr(module, "allocator_counts", lambda device, which: AllocatorCounts(100, 0))
+    memory = DeviceStepMemory(torch.device("cuda", 0))
+    memory.start()
+    total[0] += 500  # and as much was released
+    memory.mark()
+    assert memory.stop() == [Stretch(0, 0, 500), Stretch(0, 0, 0)]
+
+
 def test_a_sentence_where_nothing_can_be_recorded() -> None:
     assert isinstance(step_memory(torch.device("cpu")), CpuStepMemory)
     with torch.autograd.profiler.profile():

@@ -146,11 +146,13 @@ class Breakdown:
 
     @property
     def peaks_bytes(self) -> dict[tuple[str, int], list[int]]:
-        """Peaks of the measured steps, their batches included, by sampler and batch size; full batches last."""
+        """Peaks of measured steps, of sweeps too, batches included, by sampler and batch size; full batches last."""
         groups: dict[tuple[str, int], list[int]] = defaultdict(list)
         for row in self.records.batches:
             if row.peak_bytes is not None:
                 groups[row.sampler, row.batch_size].append(row.peak_bytes + row.loaded_bytes)
+        for peak in self.records.peaks:
+            groups[peak.sampler, peak.batch_size].append(peak.peak_bytes + peak.loaded_bytes)
         return {key: groups[key] for key in sorted(groups, key=lambda key: (key[0] == "full", *key))}
 
     @property

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from lightning_gnnopt.analysis.conclusions.breakdown import Breakdown
-from lightning_gnnopt.analysis.records import BatchRecord, Records
+from lightning_gnnopt.analysis.records import BatchRecord, LoadRecord, Records
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,6 +35,9 @@ class Facts:
         queued: Batches that were ready when one was asked for; None of loaders that do not tell their stages either.
         fit_s: Seconds of the fit.
         fit_steps: Steps of the fit.
+        between_s: Seconds of the fit before, between and after its epochs.
+        epochs: Epochs of the fit.
+        first_wait: Share of the waiting that was for the first batches of epochs; None with an epoch of one step.
         validation_s: Seconds of the fit that validation took while training stood still.
         validations: Validations of the fit.
         async_validation: Whether validation ran beside training.
@@ -75,6 +78,9 @@ class Facts:
     queued: float | None = None
     fit_s: float | None = None
     fit_steps: int | None = None
+    between_s: float | None = None
+    epochs: int | None = None
+    first_wait: float | None = None
     validation_s: float = 0.0
     validations: int = 0
     async_validation: bool = False
@@ -104,6 +110,8 @@ class Facts:
             "cores": _cores(info),
             "fit_s": info.get("fit_s"),
             "fit_steps": info.get("steps"),
+            "between_s": info.get("between_s"),
+            "epochs": info.get("epochs"),
             "static_bytes": info.get("static_bytes"),
             "limit_bytes": info.get("limit_bytes"),
             "memory_control": bool(info.get("memory_control")),
@@ -149,6 +157,7 @@ def _times(records: Records, sums: Breakdown) -> dict[str, Any]:
         "slice_s": _mean(load.slice_s for load in loads if load.slice_s is not None),
         "transfer_s": max((seconds for seconds in transfers if seconds is not None), default=None),
         "queued": _mean(load.queued for load in telling),
+        "first_wait": _first_wait(loads, records.info.get("steps_per_epoch")),
         "overhead": overhead_s / all_s if overhead_s is not None and all_s > 0 else None,
     }
 
@@ -172,6 +181,13 @@ def _memory(records: Records, sums: Breakdown, static_bytes: int, limit_bytes: i
         over = [peak + static_bytes - limit_bytes for peak in peaks if peak + static_bytes > limit_bytes]
         facts |= {"over_limit": len(over) / len(peaks), "excess_bytes": sum(over)}
     return facts
+
+
+def _first_wait(loads: Sequence[LoadRecord], steps_per_epoch: int | None) -> float | None:
+    all_s = sum(load.wait_s for load in loads)
+    if not steps_per_epoch or steps_per_epoch < 2 or all_s <= 0:
+        return None
+    return sum(load.wait_s for load in loads if load.batch % steps_per_epoch == 0) / all_s
 
 
 def _peak(batch: BatchRecord) -> int:

@@ -14,6 +14,8 @@ TRANSFER_SHARE = 0.05
 """Share of a step above which moving its batch is."""
 QUEUED = 1.0
 """Batches that are ready on average, from which on waiting is not for want of them."""
+FIRST_WAIT = 0.5
+"""Share of the waiting that is for the first batches of epochs, above which it is that which wants a remedy."""
 MOST_WORKERS = 16
 """More workers than that are not recommended where the number of cores is not known."""
 
@@ -27,6 +29,8 @@ def waits_for_batches(facts: Facts) -> Advice | None:
         return None
     compute_s = max(step_s - wait_s, 0.0)
     finding = f"{percent(wait_s / step_s)} of the step waits for batches ({duration(wait_s)} of {duration(step_s)})"
+    if facts.first_wait is not None and facts.first_wait > FIRST_WAIT:
+        return _waits_for_first(facts.first_wait, finding, step_s, wait_s)
     if facts.num_workers is None:
         return _waits_for_other(facts, finding, step_s, compute_s)
     if facts.num_workers == 0:
@@ -77,6 +81,18 @@ def transfer(facts: Facts) -> Advice | None:
             f" {factor(bound)}); {_NARROWER}, and a `cache` on the device leaves out the rows asked for most often."
         )
     return Advice(rule="transfer", finding=f"{finding}.", remedy=remedy, speedup=bound)
+
+
+def _waits_for_first(share: float, finding: str, step_s: float, wait_s: float) -> Advice:
+    """Workers begin anew with each epoch."""
+    bound = times_faster(step_s, step_s - share * wait_s)
+    return Advice(
+        rule="waits_for_batches",
+        finding=f"{finding}; {percent(share)} of that is for the first batches of epochs.",
+        remedy="Workers begin anew with each epoch: `persistent_workers=True` keeps those of PyG's loaders, and threads"
+        f" (`GraphDataModule`) begin in no time; longer epochs begin less often (theoretical {factor(bound)}).",
+        speedup=bound,
+    )
 
 
 def _waits_for_other(facts: Facts, finding: str, step_s: float, compute_s: float) -> Advice:

@@ -8,6 +8,8 @@ from lightning_gnnopt.analysis.conclusions.words import duration, factor, percen
 
 VALIDATION_SHARE = 0.10
 """Share of the fit above which validation that stops training is worth a remedy."""
+BETWEEN_SHARE = 0.10
+"""Share of the fit above which what lies between epochs is."""
 CALLBACKS_SHARE = 0.05
 """Share of a step above which callbacks are."""
 OPTIMIZER_SHARE = 0.15
@@ -38,6 +40,25 @@ def validation_blocks(facts: Facts) -> Advice | None:
     if share > 0.5:
         remedy += ", as it takes longer than training: validate less often too (`check_val_every_n_epoch`)"
     return Advice(rule="validation_blocks", finding=f"{finding}).", remedy=f"{remedy}.", speedup=bound)
+
+
+def between_epochs(facts: Facts) -> Advice | None:
+    """Much of the fit lies in no epoch."""
+    if not facts.fit_s or facts.between_s is None or facts.between_s / facts.fit_s <= BETWEEN_SHARE:
+        return None
+    bound = times_faster(facts.fit_s, facts.fit_s - facts.between_s)
+    share = percent(facts.between_s / facts.fit_s)
+    finding = f"{share} of the fit lies before, between and after its epochs"
+    finding += f" ({duration(facts.between_s)} of {duration(facts.fit_s)}"
+    finding += f", {facts.epochs:,} {'epoch' if facts.epochs == 1 else 'epochs'})" if facts.epochs else ")"
+    return Advice(
+        rule="between_epochs",
+        finding=f"{finding}.",
+        remedy="There workers are started, checkpoints are written and callbacks run: `persistent_workers=True` keeps"
+        " the workers of PyG's loaders, and what runs at the end of each epoch may run less often"
+        f" (`every_n_epochs`; at most {factor(bound)}).",
+        speedup=bound,
+    )
 
 
 def callbacks_slow(facts: Facts) -> Advice | None:

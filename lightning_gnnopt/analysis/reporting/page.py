@@ -15,6 +15,7 @@ from lightning_gnnopt.analysis.reporting.tables import (
     Table,
     count,
     environment_table,
+    fit_table,
     layer_table,
     loading_table,
     memory_table,
@@ -98,6 +99,7 @@ def _times(report: BottleneckReport, figures: Mapping[str, str]) -> Iterable[str
     yield _table(layer_table(report, _MOST)) or _lacking("layers")
     yield figures.get("edge_parts", "")
     yield _table(part_table(report, _MOST))
+    yield _table(fit_table(report))
     yield _table(validation_table(report))
 
 

@@ -90,6 +90,20 @@ def validation_table(report: BottleneckReport) -> Table | None:
     return _pairs("validation", "Validation within the fit", rows)
 
 
+def fit_table(report: BottleneckReport) -> Table | None:
+    """What a fit consists of beside its steps; None if that is not known."""
+    facts = report.facts
+    if not facts.fit_s or facts.between_s is None:
+        return None
+    rows = {
+        "seconds": f"{facts.fit_s:,.3g} s",
+        "steps": f"{facts.fit_steps:,}" if facts.fit_steps is not None else None,
+        "epochs": f"{facts.epochs:,}" if facts.epochs is not None else None,
+        "before, between and after epochs": f"{facts.between_s:,.3g} s ({share(facts.between_s, facts.fit_s)})",
+    }
+    return _pairs("fit", "The fit", rows)
+
+
 def layer_table(report: BottleneckReport, most: int) -> Table | None:
     """Vertex and edge computations of the layers; None if no layer was timed."""
     if not report.breakdown.has_layers:
@@ -327,7 +341,7 @@ def _pairs(name: str, title: str, rows: Mapping[str, str | None]) -> Table | Non
 def time_tables(report: BottleneckReport, most: int) -> list[Table]:
     """Tables of where the time goes, those there are."""
     return _found([phase_table(report), loading_table(report), layer_table(report, most), part_table(report, most),
-                   validation_table(report)])  # fmt: skip
+                   fit_table(report), validation_table(report)])  # fmt: skip
 
 
 def memory_tables(report: BottleneckReport, most: int) -> list[Table]:

@@ -83,14 +83,14 @@ def _message_dominates(table: StudyTable) -> Finding:
     rows = _of_models(table.rows, EDGE_HEAVY, "edge")
     if not rows:
         return _not_measured("message_dominates", claim)
-    largest = sum(_message(row) > max(_share(row, "gather"), _aggregate(row)) for row in rows)
+    cases = _cases(rows, lambda row: _message(row) > max(_gather(row), _aggregate(row)))
     return Finding(
         "message_dominates",
         claim,
-        f"Messages, attention coefficients included, are the largest step in {largest} of {len(rows)} cases: on"
+        f"Messages, attention coefficients included, are the largest step in {_counts(cases)} cases: on"
         f" average {_mean(rows, _message):.0%}, gather {_mean(rows, _gather):.0%}, aggregate"
         f" {_mean(rows, _aggregate):.0%}.",
-        largest > len(rows) / 2,
+        _most_of_each(cases),
     )
 
 
@@ -99,13 +99,13 @@ def _collecting_dominates(table: StudyTable) -> Finding:
     rows = _of_models(table.rows, EDGE_LIGHT, "edge")
     if not rows:
         return _not_measured("collecting_dominates", claim)
-    above = sum(_gather(row) + _aggregate(row) > 0.5 for row in rows)
+    cases = _cases(rows, lambda row: _gather(row) + _aggregate(row) > 0.5)
     return Finding(
         "collecting_dominates",
         claim,
-        f"They are more than half of it in {above} of {len(rows)} cases: on average gather {_mean(rows, _gather):.0%},"
+        f"They are more than half of it in {_counts(cases)} cases: on average gather {_mean(rows, _gather):.0%},"
         f" aggregate {_mean(rows, _aggregate):.0%}, messages {_mean(rows, _message):.0%}.",
-        above > len(rows) / 2,
+        _most_of_each(cases),
     )
 
 
@@ -173,6 +173,23 @@ def _values(rows: Sequence[StudyRow], column: str) -> list[float]:
 
 def _of_models(rows: Sequence[StudyRow], models: Sequence[str], column: str) -> list[StudyRow]:
     return [row for row in rows if row.model in models and row.values.get(column) is not None]
+
+
+def _cases(rows: Sequence[StudyRow], holds: Callable[[StudyRow], bool]) -> dict[str, list[bool]]:
+    """Whether something holds, by model."""
+    found: dict[str, list[bool]] = {}
+    for row in rows:
+        found.setdefault(row.model, []).append(holds(row))
+    return found
+
+
+def _counts(cases: Mapping[str, Sequence[bool]]) -> str:
+    return " and ".join(f"{sum(found)} of {len(found)} {model}" for model, found in cases.items())
+
+
+def _most_of_each(cases: Mapping[str, Sequence[bool]]) -> bool:
+    """Whether it holds in most cases of every model: one that agrees does not make up for one that does not."""
+    return all(sum(found) > len(found) / 2 for found in cases.values())
 
 
 def _share(row: StudyRow, part: str) -> float:

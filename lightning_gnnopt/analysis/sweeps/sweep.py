@@ -10,7 +10,7 @@ import torch
 from torch import nn
 from torch_geometric.data import Data
 
-from lightning_gnnopt.analysis.records import SweepRecord
+from lightning_gnnopt.analysis.records import PeakRecord, SweepRecord
 from lightning_gnnopt.analysis.sweeps.sweep_points import Bench, MakeModel, explain_memory, failed, own_randomness
 from lightning_gnnopt.datasets import load_dataset
 from lightning_gnnopt.loading import GraphDataModule
@@ -29,6 +29,7 @@ def sampling_sweep(
     device: torch.device | str = "cpu",
     seed: int = 0,
     on_point: OnPoint | None = None,
+    peaks: list[PeakRecord] | None = None,
     **loading: Any,
 ) -> list[SweepRecord]:
     """Train on batches of different sizes, and on the whole graph at once, and measure both.
@@ -52,6 +53,7 @@ def sampling_sweep(
         device: Where to train.
         seed: Of weights, dropout, the order of seeds and the draws. The random state is left as it was.
         on_point: Called with each record as soon as it is there.
+        peaks: Takes the peak of each measured step, so that their distribution is known too.
         **loading: Arguments of `GraphDataModule` where `data` is a graph: `sampler`, `num_neighbors`, ...
 
     Returns:
@@ -91,6 +93,9 @@ def sampling_sweep(
             points.append(point)
             if on_point is not None:
                 on_point(point)
+            if peaks is not None:
+                peaks += bench.peaks
+            bench.peaks.clear()
     return points
 
 

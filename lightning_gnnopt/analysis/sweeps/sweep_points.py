@@ -6,7 +6,7 @@ import copy
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import closing, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import islice
 from statistics import fmean, median
 from typing import Any
@@ -17,7 +17,7 @@ from torch import nn
 from torch_geometric.data import Data
 
 from lightning_gnnopt._units import format_bytes
-from lightning_gnnopt.analysis.records import SweepRecord
+from lightning_gnnopt.analysis.records import PeakRecord, SweepRecord
 from lightning_gnnopt.analysis.sweeps.plain_step import PlainStep
 from lightning_gnnopt.loading import GraphDataModule
 from lightning_gnnopt.loading.node_task import NodeTask
@@ -50,6 +50,7 @@ class Bench:
         batches: Batches of each point.
         seed: Keys the order of the seeds and the draws.
         transforms: Applied to each subgraph.
+        peaks: Peaks of the steps that were measured so far.
     """
 
     task: NodeTask
@@ -58,6 +59,7 @@ class Bench:
     batches: int
     seed: int
     transforms: tuple[Any, ...] = ()
+    peaks: list[PeakRecord] = field(default_factory=list)
 
     @classmethod
     def of(
@@ -138,6 +140,7 @@ class Bench:
         took = loader.stats.copy() - before
         loader.set_epoch(0)
         peaks = self._peaks(step, self._drawn(loader, count))
+        self.peaks.extend(PeakRecord(name, batch_size, *pair) for pair in zip(peaks, sizes, strict=False))
         return SweepRecord(
             sweep="batch_size",
             value=batch_size,
@@ -167,6 +170,7 @@ class Bench:
             step(batch)
         seconds = [self._timed(lambda: step(batch)) for _ in range(count)]
         peaks = self._peaks(step, [batch])
+        self.peaks.extend(PeakRecord("full", self.num_train_nodes, peak, batch_bytes(batch)) for peak in peaks)
         return SweepRecord(
             sweep="batch_size",
             value=self.num_train_nodes,

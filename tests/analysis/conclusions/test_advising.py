@@ -52,7 +52,7 @@ def test_a_run_without_a_bottleneck_needs_no_advice() -> None:
 
 
 def test_rules_have_names_of_their_own() -> None:
-    assert len({rule.__name__ for rule in RULES}) == len(RULES) == 14
+    assert len({rule.__name__ for rule in RULES}) == len(RULES) == 15
 
 
 def test_the_verdict_names_what_holds_up_training_then_what_is_computed() -> None:

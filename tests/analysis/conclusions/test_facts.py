@@ -258,3 +258,17 @@ def test_info_that_is_none_is_as_good_as_missing_and_cores_may_stand_in_the_envi
     more = ("overhead_s", "async_validation", "memory_control", "notes", "environment")
     assert Facts.from_records(Records(info=dict.fromkeys(names + more))) == Facts()
     assert Facts.from_records(Records(info={"environment": {"cores": "6"}})).cores == 6
+
+
+def test_waiting_for_the_first_batches_of_epochs_is_told_apart() -> None:
+    loads = [LoadRecord(number, None, None, 0.0, wait, True, 0.0) for number, wait in enumerate([3.0, 1.0, 5.0, 1.0])]
+    records = Records(batches=[step(number) for number in range(4)], loads=loads, info={"steps_per_epoch": 2})
+    assert Facts.from_records(records).first_wait == 0.8
+    for steps_per_epoch in (1, None):
+        records.info["steps_per_epoch"] = steps_per_epoch
+        assert Facts.from_records(records).first_wait is None
+
+
+def test_time_between_epochs_is_the_fits() -> None:
+    facts = Facts.from_records(Records(info={"between_s": 3.0, "epochs": 4, "fit_s": 10.0}))
+    assert (facts.between_s, facts.epochs, facts.fit_s) == (3.0, 4, 10.0)

@@ -23,6 +23,17 @@ def test_waiting_has_a_threshold() -> None:
     assert rules_loading.waits_for_batches(Facts()) is None
 
 
+def test_waiting_for_the_first_batches_of_epochs_has_a_remedy_of_its_own() -> None:
+    advice = said(rules_loading.waits_for_batches, waiting(0.4, first_wait=0.75))
+    assert advice.finding == (
+        "40 % of the step waits for batches (40 ms of 100 ms); 75 % of that is for the first batches of epochs."
+    )
+    assert "`persistent_workers=True`" in advice.remedy
+    assert advice.speedup == pytest.approx(100 / 70)
+    usual = said(rules_loading.waits_for_batches, waiting(0.4, first_wait=0.5))
+    assert "persistent_workers" not in usual.remedy
+
+
 def test_a_worker_hides_what_is_prepared_inline() -> None:
     advice = said(rules_loading.waits_for_batches, waiting(0.37, num_workers=0, sample_s=0.03, slice_s=0.007))
     assert advice.finding == (

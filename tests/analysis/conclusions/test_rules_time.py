@@ -22,6 +22,18 @@ def test_validation_is_bounded_by_the_longer_of_itself_and_training() -> None:
     assert advice.speedup == pytest.approx(100 / 80)
 
 
+def test_time_between_epochs_has_a_threshold_and_its_numbers() -> None:
+    facts = Facts(fit_s=100.0, between_s=10.1, epochs=4)
+    advice = said(rules_time.between_epochs, replace(facts, between_s=25.0))
+    assert advice.finding == "25 % of the fit lies before, between and after its epochs (25 s of 100 s, 4 epochs)."
+    assert advice.remedy.endswith("(`every_n_epochs`; at most 1.3x).")
+    assert advice.speedup == pytest.approx(100 / 75)
+    assert rules_time.between_epochs(facts) is not None
+    assert rules_time.between_epochs(replace(facts, between_s=10.0)) is None
+    assert rules_time.between_epochs(replace(facts, between_s=None)) is None
+    assert rules_time.between_epochs(replace(facts, fit_s=None)) is None
+
+
 @pytest.mark.parametrize(
     "changes", [{"validation_s": 9.9}, {"async_validation": True}, {"fit_s": None}, {"fit_s": 0.0}, {"validation_s": 0}]
 )

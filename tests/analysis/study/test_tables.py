@@ -178,7 +178,16 @@ def test_messages_dominate_with_their_attention(coefficients: float, agrees: boo
     cells = [made_cell(model="gat", spans=spans), made_cell(model="gcn", spans=parts(message=1.0))]
     found = finding("message_dominates", cells)
     assert found.agrees is agrees
-    assert f"in {int(agrees)} of 1 cases" in found.measured
+    assert f"in {int(agrees)} of 1 gat cases" in found.measured
+
+
+def test_a_model_that_always_agrees_does_not_make_up_for_one_that_never_does() -> None:
+    heavy, light = parts(gather=1.0, message=3.0), parts(gather=3.0, message=1.0)
+    cells = [made_cell(data=data, model="gat", spans=heavy) for data in ("a", "b", "c")]
+    assert finding("message_dominates", cells).agrees is True
+    found = finding("message_dominates", [*cells, made_cell(data="a", model="gaan", spans=light)])
+    assert found.agrees is False
+    assert "in 3 of 3 gat and 0 of 1 gaan cases" in found.measured
 
 
 @pytest.mark.parametrize(("message", "agrees"), [(1.9, True), (2.1, False)])
@@ -187,7 +196,7 @@ def test_gather_and_aggregate_dominate(message: float, agrees: bool) -> None:
     cells = [made_cell(model="ggnn", spans=spans), made_cell(model="gaan", spans=parts(message=1.0))]
     found = finding("collecting_dominates", cells)
     assert found.agrees is agrees
-    assert f"in {int(agrees)} of 1 cases: on average gather {1 / (2 + message):.0%}" in found.measured
+    assert f"in {int(agrees)} of 1 ggnn cases: on average gather {1 / (2 + message):.0%}" in found.measured
 
 
 @pytest.mark.parametrize(
