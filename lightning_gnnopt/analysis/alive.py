@@ -63,6 +63,7 @@ class AliveTensors(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self.peak_bytes = 0
         self.at_peak: list[AliveTensor] = []
         self._current = current
+        self._token = object()
         self._alive: dict[int, AliveTensor] = {}
         self._held = 0
         self._number = 0
@@ -92,15 +93,16 @@ class AliveTensors(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     def _follow(self, tensor: Tensor, op: str, line: str) -> None:
         storage = tensor.untyped_storage()
-        if storage.nbytes() == 0 or getattr(storage, "_gnnopt_followed", None) is self:
+        if storage.nbytes() == 0 or getattr(storage, "_gnnopt_followed", None) is self._token:
             return
-        storage._gnnopt_followed = self  # type: ignore[attr-defined]
+        # A tensor may outlive the profile: it must not hold on to it.
+        storage._gnnopt_followed = self._token  # type: ignore[attr-defined]
         self._number += 1
         shape = "x".join(map(str, tensor.shape)) or "scalar"
         dtype = str(tensor.dtype).removeprefix("torch.")
         self._alive[self._number] = AliveTensor(storage.nbytes(), shape, dtype, self._current(), op, line)
         self._held += storage.nbytes()
-        weakref.finalize(storage, self._release, self._number).atexit = False
+        weakref.finalize(storage, _released, weakref.ref(self), self._number).atexit = False
         if self._held > self.peak_bytes:
             self.peak_bytes = self._held
             self._pending = True
@@ -127,6 +129,12 @@ class AliveTensors(TorchDispatchMode):  # type: ignore[no-untyped-call]
         # Autograd has numbered the node of this operator before the operator runs.
         self._lines[_get_sequence_nr() - 1] = line
         return line
+
+
+def _released(following: weakref.ref[AliveTensors], number: int) -> None:
+    alive = following()
+    if alive is not None:
+        alive._release(number)
 
 
 def _caller() -> str:

@@ -150,6 +150,7 @@ class ProfileSession:
         self.close_step()
         self._only_counts = self.steps >= self._options.max_batches
         if self._only_counts:
+            self._hooks.detach()
             return
         self._step = _Step(self.steps, self._options.mode(self.steps), time.perf_counter())
         self._spent_before = self.marks.spent_s

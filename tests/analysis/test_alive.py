@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import gc
+import weakref
 
 import torch
 from torch import Tensor, nn
@@ -92,3 +93,15 @@ def test_what_is_released_is_let_go_of() -> None:
     assert alive.peak_bytes == 40_000
     assert [tensor.nbytes for tensor in alive.at_peak] == [40_000]
     assert small.sum() == 0
+
+
+def test_a_tensor_that_is_kept_does_not_keep_what_followed_it() -> None:
+    alive = AliveTensors(lambda: HERE)
+    alive.begin()
+    kept = torch.zeros(10)
+    alive.end()
+    gone = weakref.ref(alive)
+    del alive
+    gc.collect()
+    assert gone() is None
+    assert kept.sum() == 0

@@ -382,10 +382,13 @@ def test_steps_that_are_not_recorded_are_counted() -> None:
     model = GCNConv(4, 2)
     batches = [Data(x=torch.randn(5, 4), edge_index=torch.randint(5, (2, 9)))] * 5
     profiler = GNNProfiler(skip_batches=0, memory_every=0, max_batches=2)
+    hooked = []
     with profiler.watch(model):
         for batch in profiler.steps(batches):
+            hooked.append(bool(model._message_forward_hooks))
             model(batch.x, batch.edge_index).sum().backward()
     assert (len(profiler.records.batches), profiler.records.info["steps"]) == (2, 5)
+    assert hooked == [True, True, False, False, False]
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     with profiler.watch(model):
         for batch in batches:
