@@ -111,6 +111,8 @@ class LoopProfile:
                 asked_s = time.perf_counter()
                 if session.is_open:
                     session.marks.push(WAIT)
+                else:
+                    session.detach()
                 try:
                     batch = next(iterator)
                 except StopIteration:

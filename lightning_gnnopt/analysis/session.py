@@ -145,12 +145,15 @@ class ProfileSession:
             self._stays_attached = False
             self._hooks.detach()
 
+    def detach(self) -> None:
+        """Let go of the layers, where no further step is recorded; not to be called from within the model."""
+        self._hooks.detach()
+
     def open_step(self) -> None:
         """A batch is asked for: the step before ends, the next begins."""
         self.close_step()
         self._only_counts = self.steps >= self._options.max_batches
         if self._only_counts:
-            self._hooks.detach()
             return
         self._step = _Step(self.steps, self._options.mode(self.steps), time.perf_counter())
         self._spent_before = self.marks.spent_s
