@@ -7,7 +7,7 @@ STAMP := $(VENV)/.installed
 PIP_INSTALL := $(BIN)/python -m pip install --quiet --constraint constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test bounds lint format types doctest docs docs-serve recipes wheel-test bench clean
+.PHONY: help install demo test bounds lint format types doctest docs docs-serve recipes wheel-test bench soak clean
 
 help: ## list the verbs
 	@echo "lightning_gnnopt: make VERB"
@@ -28,8 +28,11 @@ $(STAMP): pyproject.toml constraints.txt
 demo: $(STAMP) ## train GraphSAGE on the digits graph and print what came out
 	@$(BIN)/gnnopt-train experiment=digits
 
-test: $(STAMP) ## run the whole suite, with coverage
-	$(BIN)/python -m pytest --cov --cov-report=term
+# Tests wait for processes as often as they compute: one for each core, and none of the cores is overcommitted.
+JOBS ?= logical
+
+test: $(STAMP) ## run the whole suite, with coverage, on all cores (JOBS=0: in one process)
+	$(BIN)/python -m pytest -n $(JOBS) --dist worksteal --cov --cov-report=term
 
 KERNEL_TESTS := tests/sampling $(patsubst %,tests/loading/test_%.py,cached_features dense_features features fields gather \
 	hotness layerwise sparse_features)
@@ -68,6 +71,9 @@ wheel-test: $(STAMP) ## build wheel and sdist, install each into a venv of its o
 bench: $(STAMP) ## run the benchmarks, quickly
 	$(BIN)/python -m benchmarks.endtoend --quick
 	$(BIN)/python -m benchmarks.loading --quick
+
+soak: $(STAMP) ## run fits with faults for 20 minutes (SEED=0): nothing may be left behind, no bit may differ
+	OMP_NUM_THREADS=1 $(BIN)/python -m tests.soak --minutes 20 --seed $(or $(SEED),0)
 
 clean: ## remove everything that was built or written, .venv included
 	rm -rf $(VENV) build dist site htmlcov .coverage .pytest_cache .mypy_cache .ruff_cache .hypothesis outputs multirun

@@ -21,10 +21,10 @@ from benchmarks.async_clocks import RunClock, TimedValidation
 from benchmarks.async_cores import on_one_core, two_cores
 from benchmarks.async_scale import AsyncScale
 from benchmarks.memory_runs import MemoryGraph, load_graph, make_trainer, narrowed
-from benchmarks.quiet import quiet
 from lightning_gnnopt import GraphDataModule, NodeClassifier
 from lightning_gnnopt._machine import other_cpu_s
 from lightning_gnnopt.evaluation.timeline import Timeline
+from lightning_gnnopt.studies.quiet import quiet
 
 MONITOR = "val/acc"
 

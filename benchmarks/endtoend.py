@@ -29,8 +29,8 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig
 
 from benchmarks.harness import Cell, Figure, Measured, alternate, median, ratios, run_benchmark
-from benchmarks.quiet import quiet
 from lightning_gnnopt import NodeClassifier, RunSummary
+from lightning_gnnopt.studies.quiet import quiet
 from lightning_gnnopt.train import build, build_members
 
 OVERRIDES = (

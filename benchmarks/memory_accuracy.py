@@ -27,13 +27,13 @@ from benchmarks.memory_runs import (
     watched_fit,
 )
 from benchmarks.memory_scale import SAMPLINGS, MemoryScale
-from benchmarks.quiet import quiet
 from lightning_gnnopt import NodeClassifier
 from lightning_gnnopt.memory.cutting import cut_subgraph
 from lightning_gnnopt.memory.pruning import keep_order
 from lightning_gnnopt.memory.scores import SCORES
 from lightning_gnnopt.memory.structure import BatchStructure, select
 from lightning_gnnopt.sampling import SampleKey, Subgraph
+from lightning_gnnopt.studies.quiet import quiet
 
 CUTS = (("degree", True), ("pagerank", True), ("random", False), ("degree", False))
 """Scores, and whether they are compared among the in-edges of a node, as `MemoryControl` does, or over the batch."""

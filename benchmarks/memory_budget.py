@@ -14,8 +14,8 @@ from typing import Any
 from benchmarks.harness import Cell, Figure, Measured
 from benchmarks.memory_runs import Run, load_graph, make_datamodule, make_model, narrowed, watched_fit
 from benchmarks.memory_scale import SAMPLINGS, MemoryScale
-from benchmarks.quiet import quiet
 from lightning_gnnopt.memory import MemoryBudgetError
+from lightning_gnnopt.studies.quiet import quiet
 
 POLICIES = (("resample", "prune"), ("prune",), ("split",), ("shrink",))
 USED = 0.95

@@ -13,8 +13,8 @@ from typing import Any
 from benchmarks.harness import Cell, Figure, Measured
 from benchmarks.memory_runs import Run, Step, load_graph, make_datamodule, make_model, watched_fit
 from benchmarks.memory_scale import SAMPLINGS, MemoryScale
-from benchmarks.quiet import quiet
 from lightning_gnnopt.memory.prober import Stage
+from lightning_gnnopt.studies.quiet import quiet
 
 REACH, LARGEST_ERROR, LARGEST_SHORTAGE, RELEARN_S = 0.99, 0.005, 0.001, 1.0
 STAGES: tuple[Stage, ...] = ("train", "val")

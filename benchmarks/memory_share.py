@@ -16,11 +16,11 @@ from typing_extensions import override
 from benchmarks.harness import Cell, Figure, Measured, alternate, median, ratios
 from benchmarks.memory_runs import PLENTY, make_model, make_trainer
 from benchmarks.memory_scale import MemoryScale
-from benchmarks.quiet import quiet
 from benchmarks.training import EpochClock
 from lightning_gnnopt import GraphDataModule
 from lightning_gnnopt.datasets import load_dataset
 from lightning_gnnopt.memory import MemoryControl
+from lightning_gnnopt.studies.quiet import quiet
 
 IN_WORKERS, INLINE = 0.01, 0.03
 _FANOUTS = (15, 10)

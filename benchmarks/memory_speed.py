@@ -14,7 +14,6 @@ from benchmarks.harness import Cell, Figure, Measured, median
 from benchmarks.memory_runs import PLENTY, make_model, make_trainer
 from benchmarks.memory_scale import MemoryScale
 from benchmarks.memory_share import make_block_model_datamodule
-from benchmarks.quiet import quiet
 from lightning_gnnopt import GraphDataModule
 from lightning_gnnopt.memory import MemoryControl
 from lightning_gnnopt.memory.cutting import cut_subgraph
@@ -26,6 +25,7 @@ from lightning_gnnopt.memory.scores import SCORES
 from lightning_gnnopt.memory.structure import BatchStructure, Selection
 from lightning_gnnopt.memory.tally import Tally
 from lightning_gnnopt.sampling import SampleKey, Subgraph
+from lightning_gnnopt.studies.quiet import quiet
 
 PREDICTION_S = 0.05e-3
 PRUNING_S = {"degree": 2e-3, "pagerank": 15e-3}

@@ -27,9 +27,9 @@ from torch_geometric.nn import GATConv, GCNConv
 from typing_extensions import override
 
 from benchmarks.harness import Cell, Figure, Measured, alternate, median, ratios, run_benchmark
-from benchmarks.quiet import quiet
 from lightning_gnnopt import GNNProfiler, GraphDataModule, NodeClassifier
 from lightning_gnnopt.datasets import load_dataset
+from lightning_gnnopt.studies.quiet import quiet
 
 REACH = 1.05
 NODES, EDGES, WIDTH = 10_000, 100_000, 64

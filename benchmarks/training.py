@@ -23,7 +23,7 @@ from benchmarks.backends import Backend
 from benchmarks.harness import Cell, Figure, Measured, alternate, median, ratios
 from benchmarks.loading_scale import LoadingScale
 from benchmarks.loading_sides import PEERS, LoadingGraph, best_side, missing_peers, pyg_samples_with
-from benchmarks.quiet import quiet
+from lightning_gnnopt.studies.quiet import quiet
 
 HIDDEN = 64
 REACH = 0.75

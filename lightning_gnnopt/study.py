@@ -1,29 +1,30 @@
-"""Where the time and the memory of four models on seven graphs go: ``python -m lightning_gnnopt.study -m``."""
+"""The thesis's experiments as multiruns: ``python -m lightning_gnnopt.study -m``, and others by ``--config-name``."""
 
 from __future__ import annotations
+
+from importlib import import_module
 
 import hydra
 from omegaconf import DictConfig
 
 from lightning_gnnopt._cli import run
-from lightning_gnnopt.analysis.study.collect import collect
-from lightning_gnnopt.analysis.study.job import run_job
+from lightning_gnnopt.studies.collecting import collect, room_of
 
 
 def study(config: DictConfig) -> None:
-    """Run one job of the study, or collect what an earlier run has left.
+    """Run one job of a study, or collect what an earlier run has left.
 
     Args:
-        config: A composed config of ``conf/study.yaml``.
+        config: A composed config such as ``conf/study.yaml``.
 
     Raises:
         ValueError: If the config is refused.
         FileNotFoundError: If there is nothing to collect.
     """
     if config.collect is not None:
-        collect(config.collect)
+        collect(config.kind, config.collect)
     else:
-        run_job(config)
+        import_module(f"{room_of(config.kind)}.job").run_job(config)
 
 
 @hydra.main(version_base="1.3", config_path="pkg://lightning_gnnopt.conf", config_name="study")

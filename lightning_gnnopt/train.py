@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import hydra
@@ -18,6 +18,8 @@ from lightning_gnnopt._names import unknown_name
 from lightning_gnnopt.analysis import RunSummary
 from lightning_gnnopt.loading import GraphDataModule
 from lightning_gnnopt.models import NodeClassifier
+from lightning_gnnopt.parallel import PartitionDataModule
+from lightning_gnnopt.sweeping import record_result
 
 
 def train(config: DictConfig) -> float | None:
@@ -41,19 +43,23 @@ def train(config: DictConfig) -> float | None:
     )
     metrics: dict[str, Any] = {}
     if config.fit:
-        trainer.fit(model, datamodule=datamodule, ckpt_path=config.ckpt_path)
+        # what a checkpoint holds are tensors and plain types: others are refused, as they could run code
+        trainer.fit(model, datamodule=datamodule, ckpt_path=config.ckpt_path, weights_only=True)
         metrics.update(trainer.callback_metrics)
+        _record(metrics, callbacks)
     if config.test and not trainer.interrupted:
         best = getattr(trainer.checkpoint_callback, "best_model_path", "")
-        trainer.test(model, datamodule=datamodule, ckpt_path="best" if best else config.ckpt_path, verbose=False)
+        path = "best" if best else config.ckpt_path
+        trainer.test(model, datamodule=datamodule, ckpt_path=path, verbose=False, weights_only=True)
         metrics.update(trainer.callback_metrics)
+        _record(metrics, callbacks)
     for callback in callbacks:
         if isinstance(callback, RunSummary):
             rank_zero_only(rich.print)(callback)
     return _optimized(config.optimized_metric, metrics)
 
 
-def build(config: DictConfig) -> tuple[GraphDataModule, NodeClassifier]:
+def build(config: DictConfig) -> tuple[Any, NodeClassifier]:
     """Build what a config trains: the graph's DataModule, and a model of its sizes.
 
     Args:
@@ -63,7 +69,7 @@ def build(config: DictConfig) -> tuple[GraphDataModule, NodeClassifier]:
     return datamodule, build_model(config.model, datamodule)
 
 
-def build_model(config: DictConfig, datamodule: GraphDataModule) -> NodeClassifier:
+def build_model(config: DictConfig, datamodule: GraphDataModule | PartitionDataModule) -> NodeClassifier:
     """Build the model of a group ``model``, of the sizes of a graph."""
     model: NodeClassifier = instantiate(
         config,
@@ -80,6 +86,12 @@ def build_members(group: DictConfig | None) -> list[Any]:
     return [instantiate(member, _convert_="all") for member in (group or {}).values() if member is not None]
 
 
+def _record(metrics: Mapping[str, Any], callbacks: Iterable[Any]) -> None:
+    """Tell what was reached as soon as it was: a test that fails does not lose the fit."""
+    peaks = [callback.peak_bytes for callback in callbacks if isinstance(callback, RunSummary)]
+    record_result(metrics, peak_bytes=peaks[0] if peaks else None)
+
+
 def _optimized(name: str | None, metrics: Mapping[str, Any]) -> float | None:
     if name is None:
         return None
@@ -90,13 +102,13 @@ def _optimized(name: str | None, metrics: Mapping[str, Any]) -> float | None:
 
 @hydra.main(version_base="1.3", config_path="pkg://lightning_gnnopt.conf", config_name="train")
 def _app(config: DictConfig) -> float | None:
+    # Lightning's own use of torch: nothing a user could act on. Here, as a launcher may run jobs in other processes
+    warnings.filterwarnings("ignore", message=r".*treespec, LeafSpec.*")
     return train(config)
 
 
 def main() -> None:
     """Run the command line."""
-    # Lightning's own use of torch: nothing a user could act on
-    warnings.filterwarnings("ignore", message=r".*treespec, LeafSpec.*")
     run(_app)
 
 

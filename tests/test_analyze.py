@@ -77,8 +77,8 @@ def test_report_records_and_figures_are_written_and_told(job: RunJob, capsys: py
     assert len(records.batches) == records.info["steps"] == 8  # of 898 nodes four batches, twice
     assert [batch.batch for batch in records.batches if batch.peak_bytes is not None] == [
         7
-    ]  # of 3 and 5 each tensor was followed
-    assert [batch.batch for batch in records.batches if batch.timed] == [4, 6]
+    ]  # of 3 and 6 each tensor was followed
+    assert [batch.batch for batch in records.batches if batch.timed] == [4, 5]
     assert [(validation.batch, validation.beside) for validation in records.validations] == [(4, False), (8, False)]
     assert [(point.sampler, point.value, point.error) for point in records.sweeps] == [
         ("NeighborSampler", 64, ""),

@@ -16,11 +16,11 @@ from torch import nn
 from typing_extensions import override
 
 from lightning_gnnopt._units import parse_bytes
-from lightning_gnnopt.analysis.fit_profile import FitProfile
-from lightning_gnnopt.analysis.fit_watch import FitWatch
+from lightning_gnnopt.analysis.fits.fit_profile import FitProfile
+from lightning_gnnopt.analysis.fits.fit_watch import FitWatch
+from lightning_gnnopt.analysis.fits.loop_profile import LoopProfile
 from lightning_gnnopt.analysis.folders import make_writable
-from lightning_gnnopt.analysis.loop_profile import LoopProfile
-from lightning_gnnopt.analysis.profile_options import ProfileOptions
+from lightning_gnnopt.analysis.recording.profile_options import ProfileOptions
 from lightning_gnnopt.analysis.records import Records
 from lightning_gnnopt.analysis.reporting.report import BottleneckReport
 
@@ -46,9 +46,9 @@ class GNNProfiler(Profiler):
         filename: Name of the summary's file, without its ending; None prints the summary instead.
         report_dir: Folder to write the report into when the run ends, also by an error: a page, tables, figures.
         skip_batches: Steps at the beginning that are not timed: they compile and warm up.
-        memory_every: After those, of every so many steps the first is recorded for its memory, and not timed; 0 records
-            none.
-        detail_batches: Of so many of those each tensor is followed, which makes them a few times slower.
+        memory_every: After those, of every so many steps one is recorded for its memory, and not timed; 0 records none.
+        detail_batches: Of so many of those each tensor is followed, which makes them a few times slower, and in some
+            models a little larger, as autograd may then add up a gradient in new memory (0.3 % where it was seen).
         max_batches: Steps that are recorded at all; later ones run untouched.
         limit: Bytes that model and step may take together, as a number or with a unit (``"6GiB"``), to be told how
             many steps are above them.

@@ -128,7 +128,7 @@ class TensorRecord:
         kind: ``"vertex"``, ``"edge"`` or ``""``.
         part: The part of an edge computation.
         op: The operator that made it, such as ``"aten::index_select"``.
-        line: Where in Python: ``"model.py:31 in forward"``; for a backward pass, where its forward pass was run.
+        line: Where in Python: ``"models/gat.py:31 in forward"``; for a backward pass, where its forward pass was run.
     """
 
     batch: int
@@ -369,6 +369,7 @@ INFO = {
     "num_workers": "workers of the loader; None where that is not known",
     "cores": "processor cores that the process may use",
     "static_bytes": "bytes of parameters, gradients and the optimizer's state",
+    "beside_bytes": "bytes that the device held beside those and the batch: waiting batches, features; 0 if unknown",
     "limit_bytes": "bytes that a step may take, from `limit`; None if there is no limit",
     "overhead_s": "seconds that the profiler itself took in the timed steps",
     "async_validation": "whether `AsyncValidation` was there",

@@ -12,13 +12,14 @@ from __future__ import annotations
 import math
 import pickle
 import re
-import zipfile
 from collections import defaultdict
 from pathlib import Path
 from typing import IO, Any
 
 import numpy as np
 import scipy.sparse as sp
+
+from lightning_gnnopt.datasets._arrays import damaged, open_member, read_header, read_npz
 
 
 def load_pickle(path: Path) -> Any:
@@ -50,16 +51,14 @@ def load_object_npz(path: Path, member: str) -> Any:
     Raises:
         ValueError: If the file asks for anything but arrays and sparse matrices, or is damaged.
     """
-    with zipfile.ZipFile(path) as archive, archive.open(f"{member}.npy") as stream:
-        version = np.lib.format.read_magic(stream)
-        if version == (1, 0):
-            header = np.lib.format.read_array_header_1_0(stream)
-        else:
-            header = np.lib.format.read_array_header_2_0(stream)
-        if header[2].hasobject:
+    with open_member(path, member) as (stream, _):
+        try:
+            _, dtype = read_header(stream)
+        except ValueError as error:
+            raise damaged(path.name, error) from error
+        if dtype.hasobject:
             return _load(stream, path.name)
-    with np.load(path, allow_pickle=False) as arrays:
-        return arrays[member]
+    return read_npz(path, member)[0]
 
 
 class _Dtype:
@@ -159,10 +158,7 @@ def _load(stream: IO[bytes], name: str) -> Any:
     try:
         return _build(_Unpickler(stream, encoding="latin1").load())
     except Exception as error:  # a pickle can go wrong in any way
-        raise ValueError(
-            f"`{name}` is damaged or asks for more than arrays and sparse matrices: {error}."
-            " HINT: a file with such content is not the published one; get it again from its source."
-        ) from error
+        raise damaged(name, error) from error
 
 
 def _build(value: Any) -> Any:

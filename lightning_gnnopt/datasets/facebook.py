@@ -10,6 +10,7 @@ import scipy.sparse as sp
 import torch
 from torch_geometric.data import Data
 
+from lightning_gnnopt.datasets._arrays import checked
 from lightning_gnnopt.datasets._checks import check_count
 from lightning_gnnopt.datasets.download import from_pyg
 from lightning_gnnopt.datasets.edges import undirected_edges
@@ -36,7 +37,7 @@ def load_facebook(*, paths: tuple[Path, ...], min_class_size: int = 100) -> Data
     """
     check_count(1, min_class_size=min_class_size)
     content = scipy.io.loadmat(str(paths[0]), variable_names=["A", "local_info"])
-    edges = sp.coo_matrix(content["A"])
+    edges = checked(paths[0].name, content["A"]).tocoo()
     info = content["local_info"].astype(np.int64)
 
     years, size = np.unique(info[:, _YEAR], return_counts=True)

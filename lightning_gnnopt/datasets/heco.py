@@ -5,10 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
-import scipy.sparse as sp
 import torch
 from torch_geometric.data import Data
 
+from lightning_gnnopt.datasets._arrays import check_shape, read_npy, read_sparse
 from lightning_gnnopt.datasets.download import from_address
 from lightning_gnnopt.datasets.edges import undirected_edges
 from lightning_gnnopt.datasets.features import sparse_tensor
@@ -27,15 +27,16 @@ def load_heco(*, paths: tuple[Path, ...], split: str) -> Data:
         paths: Adjacency, features, labels; then training, validation and test nodes of each split.
         split: ``"train_20"``, ``"train_40"`` or ``"train_60"``: that many training nodes per class.
     """
-    edges = sp.coo_matrix(sp.load_npz(paths[0]))
-    label = np.load(paths[2], allow_pickle=False).astype(np.int64)
+    edges, x = read_sparse(paths[0]).tocoo(), read_sparse(paths[1])
+    label = read_npy(paths[2]).astype(np.int64)
+    check_shape(paths[1].name, x, rows=len(label))
     data = Data(
-        x=sparse_tensor(sp.load_npz(paths[1])),
+        x=sparse_tensor(x),
         y=torch.from_numpy(label),
         edge_index=undirected_edges(edges.row, edges.col, len(label)),
     )
     first = 3 + 3 * _SPLITS.index(split)
-    set_masks(data, *(np.load(path, allow_pickle=False) for path in paths[first : first + 3]))
+    set_masks(data, *(read_npy(path) for path in paths[first : first + 3]))
     return data
 
 

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch_geometric.data import Data
 
+from lightning_gnnopt.datasets._arrays import read_npz
 from lightning_gnnopt.datasets.download import from_address
 from lightning_gnnopt.datasets.edges import undirected_edges
 from lightning_gnnopt.datasets.local import PublishedFiles
@@ -24,9 +25,8 @@ def load_heterophilous(*, paths: tuple[Path, ...], split: int) -> Data:
         paths: The npz file.
         split: Number of the split, 0 to 9.
     """
-    with np.load(paths[0], allow_pickle=False) as arrays:
-        x, label, edges = arrays["node_features"], arrays["node_labels"], arrays["edges"]
-        masks = [arrays[f"{part}_masks"][split] for part in ("train", "val", "test")]
+    x, label, edges = read_npz(paths[0], "node_features", "node_labels", "edges")
+    masks = [mask[split] for mask in read_npz(paths[0], "train_masks", "val_masks", "test_masks")]
     data = Data(
         x=torch.from_numpy(x.astype(np.float32)),
         y=torch.from_numpy(label.astype(np.int64)),

@@ -71,7 +71,7 @@ def load_dataset(
         * ``name``: the name.
 
     Raises:
-        ValueError: If the name, the split or an option is unknown or out of range.
+        ValueError: If the name, the split or an option is unknown or out of range, or a file is damaged.
         FileNotFoundError: If the published files are neither below `root` nor to be had from the network.
 
     Examples:
@@ -87,7 +87,15 @@ def load_dataset(
         provided["split"] = split if split in info.splits else info.splits[0]
     if entry.files:
         provided["paths"] = obtain(name, entry.files, root=data_root(root), download=download)
-    data = entry.loader(**{keyword: provided[keyword] for keyword in entry.provided}, **options)
+    try:
+        data = entry.loader(**{keyword: provided[keyword] for keyword in entry.provided}, **options)
+    except (AttributeError, IndexError, KeyError, TypeError) as error:
+        if not entry.files:
+            raise
+        raise ValueError(
+            f"The files of dataset `{name}` in {provided['paths'][0].parent} do not hold what was published"
+            f" ({type(error).__name__}: {error}). HINT: remove them, and get them again from {entry.files.source}."
+        ) from error
 
     if split == "random" or "train_mask" not in data:
         set_masks(data, *random_split(data.y, seed))

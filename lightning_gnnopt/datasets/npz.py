@@ -10,6 +10,7 @@ import scipy.sparse as sp
 import torch
 from torch_geometric.data import Data
 
+from lightning_gnnopt.datasets._arrays import check_shape, compressed, names_in, read_npz
 from lightning_gnnopt.datasets._unpickle import load_object_npz
 from lightning_gnnopt.datasets.download import from_address, from_pyg
 from lightning_gnnopt.datasets.edges import undirected_edges
@@ -32,14 +33,15 @@ def load_npz(*, paths: tuple[Path, ...]) -> Data:
         paths: The npz file.
     """
     (path,) = paths
-    with np.load(path, allow_pickle=False) as arrays:
-        names = set(arrays.files)
-        if "adj_matrix" in names:
-            adjacency = load_object_npz(path, "adj_matrix")
-            labels = arrays["node_label"]
-            x = load_object_npz(path, "node_attr") if "node_attr" in names else sp.identity(adjacency.shape[0])
-        else:
-            adjacency, labels, x = _sparse(arrays, "adj"), arrays["labels"], _sparse(arrays, "attr")
+    names = names_in(path)
+    if "adj_matrix" in names:
+        adjacency = load_object_npz(path, "adj_matrix")
+        (labels,) = read_npz(path, "node_label")
+        x = load_object_npz(path, "node_attr") if "node_attr" in names else sp.identity(len(labels))
+    else:
+        adjacency, (labels,), x = _sparse(path, "adj"), read_npz(path, "labels"), _sparse(path, "attr")
+    check_shape(path.name, adjacency, rows=len(labels), columns=len(labels))
+    check_shape(path.name, x, rows=len(labels))
     edges = sp.coo_matrix(adjacency)
     return Data(
         x=sparse_tensor(x),
@@ -48,12 +50,10 @@ def load_npz(*, paths: tuple[Path, ...]) -> Data:
     )
 
 
-def _sparse(arrays: Any, prefix: str) -> Any:
+def _sparse(path: Path, prefix: str) -> Any:
     """Put a CSR matrix together from its parts."""
-    data, indices, indptr, shape = (arrays[f"{prefix}_{part}"] for part in ("data", "indices", "indptr", "shape"))
-    matrix = sp.csr_matrix((data, indices, indptr), shape=tuple(shape))
-    matrix.check_format(full_check=True)
-    return matrix
+    parts = read_npz(path, *(f"{prefix}_{part}" for part in ("data", "indices", "indptr", "shape")))
+    return compressed(path.name, "csr", *parts)
 
 
 _SHCHUR = "MIT (shchur/gnn-benchmark). Shchur et al., Pitfalls of Graph Neural Network Evaluation, 2018."

@@ -9,6 +9,7 @@ import scipy.sparse as sp
 import torch
 from torch_geometric.data import Data
 
+from lightning_gnnopt.datasets._arrays import check_shape, damaged
 from lightning_gnnopt.datasets._unpickle import load_pickle
 from lightning_gnnopt.datasets.download import from_pyg
 from lightning_gnnopt.datasets.edges import undirected_edges
@@ -32,7 +33,11 @@ def load_planetoid(*, paths: tuple[Path, ...]) -> Data:
     """
     _, y, tx, ty, allx, ally, graph = (load_pickle(path) for path in paths[:-1])
     test = np.loadtxt(paths[-1], dtype=np.int64)
-    num_nodes = max(len(graph), int(test.max()) + 1)
+    num_nodes = len(graph)
+    if test.ndim != 1 or test.min(initial=0) < 0 or test.max(initial=0) >= num_nodes:
+        raise damaged(paths[-1].name, f"it must hold nodes from 0 to {num_nodes - 1}, as the graph has {num_nodes}")
+    for path, matrix, labels in ((paths[4], allx, ally), (paths[2], tx, ty)):
+        check_shape(path.name, matrix, rows=len(labels))
 
     label = np.full(num_nodes, -1, dtype=np.int64)
     for nodes, one_hot in ((np.arange(len(ally)), ally), (test, ty)):

@@ -5,10 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
-import scipy.sparse as sp
 import torch
 from torch_geometric.data import Data
 
+from lightning_gnnopt.datasets._arrays import read_npz, read_sparse
 from lightning_gnnopt.datasets.download import from_pyg
 from lightning_gnnopt.datasets.edges import undirected_edges
 from lightning_gnnopt.datasets.local import PublishedFiles
@@ -38,9 +38,8 @@ def load_reddit(*, paths: tuple[Path, ...]) -> Data:
     Args:
         paths: The files ``reddit_data.npz`` and ``reddit_graph.npz``.
     """
-    with np.load(paths[0], allow_pickle=False) as arrays:
-        x, label, role = arrays["feature"], arrays["label"], arrays["node_types"]
-    edges = sp.coo_matrix(sp.load_npz(paths[1]))
+    x, label, role = read_npz(paths[0], "feature", "label", "node_types")
+    edges = read_sparse(paths[1]).tocoo()
     data = Data(
         x=torch.from_numpy(x.astype(np.float32)),
         y=torch.from_numpy(label.astype(np.int64)),

@@ -6,10 +6,10 @@ import json
 from pathlib import Path
 
 import numpy as np
-import scipy.sparse as sp
 import torch
 from torch_geometric.data import Data
 
+from lightning_gnnopt.datasets._arrays import compressed, read_npy, read_npz
 from lightning_gnnopt.datasets.download import from_pyg
 from lightning_gnnopt.datasets.edges import undirected_edges
 from lightning_gnnopt.datasets.local import PublishedFiles
@@ -28,12 +28,8 @@ def load_saint(*, paths: tuple[Path, ...]) -> Data:
     Args:
         paths: The files ``adj_full.npz``, ``feats.npy``, ``class_map.json`` and ``role.json``.
     """
-    with np.load(paths[0], allow_pickle=False) as arrays:
-        parts = (arrays["data"], arrays["indices"], arrays["indptr"])
-        adjacency = sp.csr_matrix(parts, shape=tuple(arrays["shape"]))
-    adjacency.check_format(full_check=True)
-    edges = adjacency.tocoo()
-    x = np.load(paths[1], allow_pickle=False)
+    edges = compressed(paths[0].name, "csr", *read_npz(paths[0], "data", "indices", "indptr", "shape")).tocoo()
+    x = read_npy(paths[1])
     classes = json.loads(paths[2].read_text())
     role = json.loads(paths[3].read_text())
 

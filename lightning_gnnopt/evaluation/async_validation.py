@@ -220,11 +220,15 @@ class AsyncValidation(Checkpoint):
 
     @override
     def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        if self._running is None:
-            return
-        if not self._running.is_started:  # here, when the module's own `on_train_start` is over
-            self._running.start(self._state)
-        self._running.start_epoch()
+        if self._running is not None:
+            self._start(self._running)
+            self._running.start_epoch()
+
+    @override
+    def on_train_batch_start(self, trainer: L.Trainer, pl_module: L.LightningModule, *args: Any, **kwargs: Any) -> None:
+        if self._running is not None and not self._running.is_started:  # Lightning resumes in the middle of an epoch
+            self._start(self._running)
+            self._running.start_epoch()
 
     @override
     def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *args: Any, **kwargs: Any) -> None:
@@ -258,6 +262,14 @@ class AsyncValidation(Checkpoint):
                 rank_zero_warn(f"'{self.figure}' could not be written: {error}")
 
     @override
+    def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        running = self._running
+        if running is not None and not running.is_started and self._state.get("waiting"):
+            # The run that is resumed had ended but for the verdicts on its last snapshots.
+            self._start(running)
+            running.end()
+
+    @override
     def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         self._close()
 
@@ -278,6 +290,10 @@ class AsyncValidation(Checkpoint):
     @property
     def _running(self) -> Session | None:
         return self._session if self._is_active else None
+
+    def _start(self, session: Session) -> None:
+        if not session.is_started:  # when the module's own `on_train_start` is over
+            session.start(self._state)
 
     def _close(self) -> None:
         if self._running is not None:

@@ -9,6 +9,7 @@ import lightning as L
 from lightning.pytorch.utilities import rank_zero_warn
 
 from lightning_gnnopt.evaluation.copying import CopyPool
+from lightning_gnnopt.evaluation.files import cannot_write
 from lightning_gnnopt.evaluation.messages import Verdict
 from lightning_gnnopt.evaluation.ranking import Ranking
 from lightning_gnnopt.evaluation.schedule import Schedule
@@ -119,18 +120,35 @@ class BlockingValidation:
             ended_s=ended_s,
         )
         verdict = trainer.strategy.broadcast(verdict)  # processes may have metrics of their own
-        path = ""
-        if self._ranking.judge(verdict):
-            if snapshot is None:
-                snapshot = self._folder.new(step=verdict.step, epoch=verdict.epoch, with_checkpoint=True)
-                trainer.save_checkpoint(snapshot.checkpoint)
-            path = str(self._folder.promote(snapshot, verdict)) if trainer.is_global_zero else ""
-            path = trainer.strategy.broadcast(path)
-            for worse in self._ranking.enter(path, verdict):
-                if trainer.is_global_zero:
-                    self._folder.remove(worse)
-        if trainer.is_global_zero:
-            if snapshot is not None:
+        try:
+            self._keep(verdict, snapshot)
+        except OSError as error:
+            if trainer.world_size > 1:  # the others are waiting for the file
+                raise
+            rank_zero_warn(f"What validation found at step {verdict.step:,} could not be kept: {error}")
+
+    def _keep(self, verdict: Verdict, snapshot: Snapshot | None) -> None:
+        trainer, path = self._trainer, ""
+        try:
+            if self._ranking.judge(verdict):
+                if snapshot is None:
+                    snapshot = self._folder.new(step=verdict.step, epoch=verdict.epoch, with_checkpoint=True)
+                    self._save(snapshot)
+                path = str(self._folder.promote(snapshot, verdict)) if trainer.is_global_zero else ""
+                path = trainer.strategy.broadcast(path)
+                for worse in self._ranking.enter(path, verdict):
+                    if trainer.is_global_zero:
+                        self._folder.remove(worse)
+        finally:
+            if snapshot is not None and trainer.is_global_zero:
                 self._folder.drop(snapshot)
+        if trainer.is_global_zero:
             lag = trainer.global_step - verdict.step
             self._folder.record(verdict, path=path, score=self._ranking.score(verdict), lag=lag)
+
+    def _save(self, snapshot: Snapshot) -> None:
+        assert snapshot.checkpoint is not None
+        try:
+            self._trainer.save_checkpoint(snapshot.checkpoint)
+        except OSError as error:
+            raise cannot_write(error, snapshot.checkpoint) from error

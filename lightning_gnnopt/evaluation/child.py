@@ -11,12 +11,12 @@ import sys
 import threading
 import time
 import weakref
-from collections import deque
 from collections.abc import Mapping
 from contextlib import suppress
 from typing import Any
 
-from lightning_gnnopt.evaluation.frames import pass_on, read_frames, write_frame, write_frames
+from lightning_gnnopt.evaluation.frames import read_frames, write_frame, write_frames
+from lightning_gnnopt.evaluation.last_lines import LastLines, pass_on
 from lightning_gnnopt.evaluation.messages import FailureKind, Job, ValidationFailed, Verdict
 from lightning_gnnopt.evaluation.packing import Packed
 
@@ -65,7 +65,7 @@ class ChildProcess:
         self._is_stopped = threading.Event()
         self._process: subprocess.Popen[bytes] | None = None
         self._frames: queue.SimpleQueue[bytes | None] = queue.SimpleQueue()
-        self._last_lines: deque[str] = deque(maxlen=_LAST_LINES)
+        self._last_lines = LastLines(_LAST_LINES)
         self._threads: list[threading.Thread] = []
         self._finalizer: Any = None
         self._started_s = 0.0
@@ -244,15 +244,13 @@ class ChildProcess:
             self._last_lines.clear()
             with suppress(OSError):
                 self._process.send_signal(signal.SIGUSR1)
-            deadline_s = time.monotonic() + 2.0
-            while not self._last_lines and time.monotonic() < deadline_s:
-                time.sleep(0.02)
-            time.sleep(0.1)  # the rest of it
+            # The stack is written piece by piece, and nothing says which is the last one.
+            self._last_lines.wait(quiet_s=0.5, timeout_s=5.0)
         return self._said()
 
     def _said(self) -> str:
-        lines = list(self._last_lines)
-        return "\nIts last words:\n" + "".join(lines).rstrip() + "\n" if lines else ""
+        text = self._last_lines.text()
+        return "\nIts last words:\n" + text.rstrip() + "\n" if text else ""
 
 
 def _environment(changes: Mapping[str, str]) -> dict[str, str]:

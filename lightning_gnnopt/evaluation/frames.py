@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import os
 import queue
-import sys
-from collections import deque
 from contextlib import suppress
 from typing import IO
 
@@ -47,13 +45,3 @@ def _read(pipe: IO[bytes], length: int) -> bytes | None:
             return None
         parts += part
     return bytes(parts)
-
-
-def pass_on(pipe: IO[bytes], last_lines: deque[str]) -> None:
-    """Print what the process prints where this one's errors go, which need not be a file, as in a notebook."""
-    while part := os.read(pipe.fileno(), 2**16):
-        text = part.decode(errors="replace")
-        last_lines.extend(text.splitlines(keepends=True))
-        with suppress(Exception):  # whatever there is instead of a stream
-            sys.stderr.write(text)
-            sys.stderr.flush()

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import pickle
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+
+import torch
+from lightning.pytorch.utilities import rank_zero_warn
 
 from lightning_gnnopt.evaluation.ranking import Ranking
 from lightning_gnnopt.evaluation.snapshots import Snapshot, SnapshotFolder
@@ -16,7 +20,8 @@ def take_up(
     """Take up verdicts that came after a run's last state was saved, and find its snapshots that have none.
 
     A checkpoint's state is of the moment before its own snapshot was taken, so files say more than it does. Those of
-    steps that this run is yet to come to are of another future.
+    steps that this run is yet to come to are of another future. A state may come from someone else, so it cannot name
+    any file as a snapshot, and a snapshot is not judged if it holds more than tensors: to read that can run code.
 
     Args:
         loaded: The state.
@@ -38,6 +43,27 @@ def take_up(
     waiting = {snapshot.weights: (snapshot, snapshot.step - 1) for place in folders for snapshot in place.unjudged()}
     for state in loaded["waiting"]:
         snapshot = Snapshot.from_state(state)
-        if snapshot.weights.exists():
+        if not folder.owns(snapshot):
+            rank_zero_warn(
+                f"'{snapshot.weights}' is not taken up: the checkpoint says that it is a snapshot, but it is not named"
+                f" as one of run {folder.run}. HINT: resume from a checkpoint that `AsyncValidation` has written."
+            )
+        elif snapshot.weights.exists():
             waiting[snapshot.weights] = (snapshot, int(state["log_step"]))
-    return sorted((found for found in waiting.values() if found[0].step <= step_now), key=lambda found: found[0].step)
+    found = [(snapshot, step) for snapshot, step in waiting.values() if snapshot.step <= step_now]
+    return sorted((pair for pair in found if _holds_tensors(pair[0].weights)), key=lambda pair: pair[0].step)
+
+
+def _holds_tensors(path: Path) -> bool:
+    try:
+        torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    except pickle.UnpicklingError as error:
+        rank_zero_warn(
+            f"'{path}' is not validated: it holds more than tensors ({str(error).partition(chr(10))[0]}), which is read"
+            " only in the run that wrote it. HINT: allow the classes of its module's `get_extra_state` with"
+            " `torch.serialization.add_safe_globals` before `fit`."
+        )
+        return False
+    except (OSError, RuntimeError, EOFError):  # damaged or gone, which validation tells
+        return True
+    return True

@@ -90,7 +90,7 @@ class SnapshotFolder:
             by default.
 
     Raises:
-        ValueError: If `filename` is empty, a path, or no format.
+        ValueError: If `filename` is empty, a path, or no format, or `run` has other characters.
     """
 
     def __init__(
@@ -110,9 +110,36 @@ class SnapshotFolder:
             )
         self.folder = Path(folder)
         self.filename = filename
-        self.run = run or secrets.token_hex(4)
+        self.run = secrets.token_hex(4) if run is None else run
         self.pending = self.folder / "pending"
         self.ledger = self.folder / "validations.jsonl"
+
+    @property
+    def run(self) -> str:
+        """Names the run. It comes from checkpoints, and becomes a part of files' names and of patterns of them."""
+        return self._run
+
+    @run.setter
+    def run(self, run: str) -> None:
+        if not isinstance(run, str) or not re.fullmatch("[A-Za-z0-9]+", run):
+            raise ValueError(
+                f"`run` must be letters and digits, but is {run!r}. HINT: `AsyncValidation` writes no such state into"
+                " a checkpoint; start afresh, with `ckpt_path=None`."
+            )
+        self._run = run
+
+    def owns(self, snapshot: Snapshot) -> bool:
+        """Whether a snapshot's files are named as :meth:`new` names this run's, in this folder or an earlier one.
+
+        Others must not be taken up from a checkpoint's state: what is judged is renamed or removed.
+        """
+        name = rf"epoch=-?\d+-step=\d+-{self.run}-[0-9a-f]{{8}}~\w+~\d+~\d+"
+        files = [(snapshot.weights, "weights"), (snapshot.checkpoint, "ckpt")]
+        return all(
+            path is None
+            or (path.parent.name == "pending" and re.fullmatch(rf"{name}\.{suffix}", path.name) is not None)
+            for path, suffix in files
+        )
 
     def new(self, *, step: int, epoch: int, with_checkpoint: bool) -> Snapshot:
         """Name the files of a snapshot that is taken now; write nothing."""

@@ -5,13 +5,11 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
-from functools import partial
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import lightning as L
 import numpy as np
 import torch
-import torch.distributed as dist
 from lightning.pytorch.utilities import rank_zero_warn
 from numpy.typing import NDArray
 from torch_geometric.data import Data, HeteroData
@@ -28,11 +26,12 @@ from lightning_gnnopt.loading.node_task import NodeTask
 from lightning_gnnopt.loading.pipeline import PipelineOptions
 from lightning_gnnopt.loading.placement import Placement
 from lightning_gnnopt.loading.prefetch import PrefetchLoader
+from lightning_gnnopt.loading.random_state import default_seed, restore_random_state, save_random_state
 from lightning_gnnopt.loading.residence import Residence
-from lightning_gnnopt.loading.seeds import SeedOrder
-from lightning_gnnopt.loading.sharing import shared_by_one, shared_on_machine
+from lightning_gnnopt.loading.seeds import SeedOrder, warn_of_repeats
+from lightning_gnnopt.loading.sharing import Share, shared_between, shared_by_one
 from lightning_gnnopt.loading.streams import DeviceStreams
-from lightning_gnnopt.loading.task import GraphTask, Share, Surroundings
+from lightning_gnnopt.loading.task import GraphTask, Surroundings
 from lightning_gnnopt.loading.tasks import make_task
 from lightning_gnnopt.loading.transform import SubgraphTransform
 from lightning_gnnopt.sampling import HeteroNeighborSampler, HeteroTopology, NodeSampler, Topology
@@ -239,20 +238,17 @@ class GraphDataModule(L.LightningDataModule):
     @property
     def topology(self) -> Topology | HeteroTopology:
         """The graph by destination; built at first use, shared by all loaders."""
-        topology: Topology | HeteroTopology = self._task.topology
-        return topology
+        return cast("Topology | HeteroTopology", self._task.topology)
 
     @property
     def sampler(self) -> NodeSampler | HeteroNeighborSampler:
         """Draws the training batches."""
-        sampler: NodeSampler | HeteroNeighborSampler = self._task.sampler("train")
-        return sampler
+        return cast("NodeSampler | HeteroNeighborSampler", self._task.sampler("train"))
 
     @property
     def eval_sampler(self) -> NodeSampler | HeteroNeighborSampler:
         """Draws the batches of validation, test and prediction."""
-        sampler: NodeSampler | HeteroNeighborSampler = self._task.sampler("val")
-        return sampler
+        return cast("NodeSampler | HeteroNeighborSampler", self._task.sampler("val"))
 
     @property
     def cached_features(self) -> CachedFeatures | None:
@@ -277,11 +273,7 @@ class GraphDataModule(L.LightningDataModule):
 
     @override
     def setup(self, stage: str) -> None:
-        trainer = self.trainer
-        share = None
-        if trainer is not None and self.share_memory and dist.is_available() and dist.is_initialized():
-            share = partial(shared_on_machine, node_rank=trainer.node_rank, local_rank=trainer.local_rank)
-        self._task.build(self._surroundings(share=share))
+        self._task.build(self._surroundings(share=shared_between(self.trainer) if self.share_memory else None))
         self._is_built = True
         with nullcontext() if self.cached_features is None else self.cached_features.uncounted():
             for name in _STAGES_OF.get(stage, ()):
@@ -299,6 +291,14 @@ class GraphDataModule(L.LightningDataModule):
     @override
     def teardown(self, stage: str) -> None:
         self._residence.trim()
+
+    @override
+    def state_dict(self) -> dict[str, Any]:
+        return save_random_state(self.trainer)
+
+    @override
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        restore_random_state(self.trainer, state_dict)
 
     @override
     def train_dataloader(self) -> PrefetchLoader:
@@ -348,8 +348,6 @@ class GraphDataModule(L.LightningDataModule):
             batch_size=self.eval_batch_size,
             options=self._options,
             placement=self.placement,
-            device=_device_of(model),
-            in_degree=bool(getattr(model, "needs_in_degree", False)),
             max_bytes=self.layerwise_bytes,
         )
 
@@ -361,19 +359,11 @@ class GraphDataModule(L.LightningDataModule):
         if not self._is_built:
             self.setup(stage)
         order = self._order(stage)
-        if not order.pad and order.num_repeated:
-            rank_zero_warn(
-                f"{order.num_repeated} inputs of {stage!r} are judged twice, so that all {order.world_size} processes"
-                f" make {len(order)} steps: there are only {order.num_seeds}. HINT: evaluate on fewer devices or"
-                " with a larger `eval_batch_size`."
-            )
+        warn_of_repeats(order, stage)
         return PrefetchLoader(
             self._task.source(stage),
             order,
-            num_workers=self._options.num_workers,
-            prefetch_factor=self._options.prefetch_factor,
-            max_bytes_in_flight=self._options.max_bytes_in_flight,
-            timeout_s=self._options.timeout_s,
+            **vars(self._options),
             transforms=self.transforms if stage == "train" else (),
             redraw=stage == "train" and not self._overfits,
             placement=self.placement,
@@ -387,7 +377,7 @@ class GraphDataModule(L.LightningDataModule):
             shuffle=train and self.shuffle and not self._overfits,
             pad=train,
             drop_last=train and self.drop_last,
-            seed=_default_seed() if self.seed is None else self.seed,
+            seed=default_seed() if self.seed is None else self.seed,
             rank=trainer.global_rank if trainer else 0,
             world_size=trainer.world_size if trainer else 1,
         )
@@ -406,12 +396,3 @@ class GraphDataModule(L.LightningDataModule):
     def __getstate__(self) -> dict[str, Any]:
         # The Trainer stays: it holds threads' locks, and another process has one of its own.
         return {**self.__dict__, "trainer": None, "_is_built": False, "_warm": set()}
-
-
-def _default_seed() -> int:
-    return int(os.environ.get("PL_GLOBAL_SEED", "0"))
-
-
-def _device_of(model: Any) -> torch.device | str:
-    parameters = model.parameters() if isinstance(model, torch.nn.Module) else ()
-    return next((parameter.device for parameter in parameters), "cpu")

@@ -79,8 +79,6 @@ def layerwise_outputs(
     batch_size: int,
     options: PipelineOptions | None = None,
     placement: Placement | None = None,
-    device: torch.device | str = "cpu",
-    in_degree: bool = False,
     max_bytes: int | None = None,
 ) -> NodeOutputs:
     """Compute a model's outputs from full neighbourhoods, layer by layer, through the pipeline that training uses.
@@ -89,15 +87,14 @@ def layerwise_outputs(
     the batches in flight; the host holds two layers' outputs at a time, in temporary files if they are large.
 
     Args:
-        model: The model, in evaluation mode.
+        model: The model, in evaluation mode; its layers run where its parameters lie, and get each batch's in-degrees
+            in the whole graph if it has ``needs_in_degree``.
         topology: The graph.
         features: Node features of shape ``(N, F)``, dense or sparse, or a store of them.
         nodes: The asked nodes, global ids without repeats.
         batch_size: Destinations per batch.
         options: How far batches are prepared ahead; by default each when it is asked for.
         placement: Brings batches to the device; by default they are written in host memory and moved from there.
-        device: Where the layers run.
-        in_degree: Pass each batch's in-degrees in the whole graph to the model.
         max_bytes: Host memory for one layer's outputs, beyond which they lie in a temporary file. None allows a quarter
             of what is free.
 
@@ -113,6 +110,9 @@ def layerwise_outputs(
             f" jumping knowledge, but got {type(model).__name__}. HINT: use `eval_mode='sampled'` with"
             " `eval_num_neighbors=[-1, ...]`."
         )
+    parameters = model.parameters() if isinstance(model, torch.nn.Module) else ()
+    device = next((parameter.device for parameter in parameters), torch.device("cpu"))
+    in_degree = bool(getattr(model, "needs_in_degree", False))
     options = PipelineOptions(num_workers=0) if options is None else options
     placement = HostPlacement() if placement is None else placement
     max_bytes = psutil.virtual_memory().available // 4 if max_bytes is None else max_bytes

@@ -170,7 +170,7 @@ def _map(path: Path) -> tuple[tuple[int, ...], torch.dtype, NDArray[np.uint8]]:
             shape, dtype, offset = read_header(stream)
         except ValueError as error:
             _refuse(path, f"is not a .npy file whose rows can be read ({error})")
-        if not shape or not all(shape):
+        if not shape or min(shape) < 1:
             _refuse(path, f"holds an array of shape {shape}, which has no rows")
         if dtype.kind not in "biufc" or not dtype.isnative:
             _refuse(path, f"holds {dtype} instead of numbers in this machine's byte order")

@@ -33,6 +33,7 @@ class SamplerMaker:
         options: Further arguments of the sampler, see :func:`graph_options`.
 
     Raises:
+        TypeError: If the sampler is an object of another kind, one of PyG's, say.
         ValueError: If the name is unknown or does not say enough, or the sampler does not take an argument.
     """
 
@@ -42,6 +43,12 @@ class SamplerMaker:
         num_neighbors: Sequence[int] | None,
         options: dict[str, Any] | None = None,
     ) -> None:
+        if not isinstance(sampler, str | NodeSampler) and not callable(sampler):
+            raise TypeError(
+                "`sampler` must be a name, a function of a `Topology`, or a `NodeSampler` of this package, but got"
+                f" {type(sampler).__module__}.{type(sampler).__qualname__}. HINT:"
+                " `sampler=functools.partial(NeighborSampler, num_neighbors=[15, 10])`, say."
+            )
         self.built = sampler if isinstance(sampler, NodeSampler) else None
         if isinstance(sampler, NodeSampler):
             given = {"num_neighbors": num_neighbors is not None, "weight_attr` or `time_attr": bool(options)}

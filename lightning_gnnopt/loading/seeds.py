@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from typing import ClassVar
 
 import numpy as np
+from lightning.pytorch.utilities import rank_zero_warn
 from numpy.typing import NDArray
 from torch.utils.data import Sampler, SequentialSampler
 from typing_extensions import override
@@ -166,3 +167,13 @@ class FixedSampler(SequentialSampler, EpochSampler):
     @override
     def __len__(self) -> int:
         return EpochSampler.__len__(self)
+
+
+def warn_of_repeats(order: SeedOrder, stage: str) -> None:
+    """Say which inputs of an evaluation are judged twice, if any."""
+    if not order.pad and order.num_repeated:
+        rank_zero_warn(
+            f"{order.num_repeated} inputs of {stage!r} are judged twice, so that all {order.world_size} processes"
+            f" make {len(order)} steps: there are only {order.num_seeds}. HINT: evaluate on fewer devices or"
+            " with a larger `eval_batch_size`."
+        )

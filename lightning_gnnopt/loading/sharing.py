@@ -6,6 +6,7 @@ import pickle
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
+from functools import partial
 from typing import Any, Protocol, Self, TypeVar, cast
 
 import torch.distributed as dist
@@ -29,6 +30,13 @@ class Shareable(Protocol):
 T = TypeVar("T", bound=Shareable)
 
 
+class Share(Protocol):
+    """Calls a function that makes something large, and hands out what is to be used instead."""
+
+    def __call__(self, make: Callable[[], T]) -> T:
+        """Call `make`, or take what another process has made."""
+
+
 def shared_by_one(make: Callable[[], T]) -> T:
     """Make something large and share it: for further processes that this one starts.
 
@@ -36,6 +44,13 @@ def shared_by_one(make: Callable[[], T]) -> T:
         OSError: If this machine has no memory for that.
     """
     return make().share()
+
+
+def shared_between(trainer: Any) -> Share | None:
+    """Choose how the processes of a Trainer share what is large: by :func:`shared_on_machine`; None if it is alone."""
+    if trainer is None or not (dist.is_available() and dist.is_initialized()):
+        return None
+    return partial(shared_on_machine, node_rank=trainer.node_rank, local_rank=trainer.local_rank)
 
 
 def shared_on_machine(make: Callable[[], T], *, node_rank: int, local_rank: int) -> T:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Protocol, TypeVar
+from typing import Any, TypeVar
 
 import lightning as L
 import numpy as np
@@ -15,19 +15,12 @@ from torch import Tensor
 from lightning_gnnopt._names import unknown_name
 from lightning_gnnopt.loading.features import FeatureStore
 from lightning_gnnopt.loading.seeds import SeedOrder
-from lightning_gnnopt.loading.sharing import Shareable
+from lightning_gnnopt.loading.sharing import Share, Shareable
 from lightning_gnnopt.loading.sources import BatchSource
 
 T = TypeVar("T", bound=Shareable)
 
 STAGES = ("train", "val", "test", "predict")
-
-
-class Share(Protocol):
-    """Calls a function that makes something large, and hands out what is to be used instead."""
-
-    def __call__(self, make: Callable[[], T]) -> T:
-        """Call `make`, or take what another process has made."""
 
 
 @dataclass(frozen=True, kw_only=True)

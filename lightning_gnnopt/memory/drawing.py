@@ -116,7 +116,8 @@ def look_ahead(loader: Any, footprint: Footprint) -> list[NDArray[np.float64]]:
         return []
     whole = max(1, len(loader.order) - 1)  # the last one may be smaller
     numbers = np.linspace(0, whole - 1, min(_LOOKED_AT, whole)).astype(int)
-    rows = [footprint.features(loader.sample(int(number))) for number in numbers]
+    # Always those of the first epoch: a resumed run is to find the same batches too large as the one it goes on with.
+    rows = [footprint.features(loader.sample(int(number), epoch=0)) for number in numbers]
     footprint.ahead = replace(footprint.ahead, least_bytes=max(map(footprint.batch_bytes, rows)))
     return rows
 

@@ -243,7 +243,11 @@ class Fitter:
             f"{name} {value:,.0f}" for name, value in zip(self.footprint.reader.names, features, strict=True)
         )
         held, constant = self.footprint.held_bytes, self.footprint.constant_bytes(features)
-        tried = "; ".join(reasons) if reasons else f"nothing of {tuple(self._remedies)} was left to try"
+        tried = (
+            "; ".join(reason.rstrip(".") for reason in reasons)
+            if reasons
+            else f"nothing of {tuple(self._remedies)} was left to try"
+        )
         return MemoryBudgetError(
             f"A {self.stage!r} batch does not fit into the `budget` of {format_bytes(self.budget_bytes)}"
             f" ({self.budget_bytes:,} bytes): it would need {upper:,.0f} bytes, {held:,} of them for the model,"

@@ -59,7 +59,7 @@ class GCN(SampledGNN):
         edge_norm: Tensor | None,
     ) -> Tensor:
         assert in_degree is not None  # the base counts the edges where the batch brings no degrees
-        edge_index, weight = symmetric_weights(edge_index, in_degree[: x.size(0)], num_targets, edge_norm)
+        edge_index, weight = symmetric_weights(edge_index, in_degree, num_targets, edge_norm)
         out: Tensor = self.convs[layer](x, edge_index, weight.to(x.dtype))
         return out[:num_targets]
 

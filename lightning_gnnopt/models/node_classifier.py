@@ -193,7 +193,7 @@ class NodeClassifier(LightningModule):
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
         loss, size = self._step(batch, "train", self.train_metrics)
         self.log("train/loss", loss, on_step=True, on_epoch=False, prog_bar=True, batch_size=size)
-        self.log("train/loss_epoch", loss, on_step=False, on_epoch=True, batch_size=size)
+        self.log("train/loss_epoch", loss, on_step=False, on_epoch=True, batch_size=size, sync_dist=True)
         return loss
 
     @override
@@ -254,7 +254,9 @@ class NodeClassifier(LightningModule):
         rows = scored_rows(batch, stage)
         logits, y = self._logits(batch, rows, use_layerwise=stage != "train"), batch.y[rows]
         node_norm = batch.node_norm[rows] if stage == "train" and "node_norm" in batch else None
-        if self.multilabel:
+        if not len(logits):  # a part of a graph may have no node of a stage: its layers take part all the same
+            loss = logits.sum() * 0.0
+        elif self.multilabel:
             loss = self._loss(logits, y.to(logits.dtype), node_norm)
             metrics.update(logits > 0, y.long())
         else:

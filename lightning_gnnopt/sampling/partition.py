@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import warnings
 from math import ceil
 from typing import Any, Literal
 
@@ -10,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lightning_gnnopt._names import unknown_name
+from lightning_gnnopt._units import format_bytes, parse_bytes
 from lightning_gnnopt.sampling.partition_kernels import (
     breadth_first,
     count_cut,
@@ -23,8 +25,10 @@ from lightning_gnnopt.sampling.topology import Topology
 
 PartitionMethod = Literal["auto", "metis", "fennel", "ldg", "random"]
 NodeOrder = Literal["bfs", "random", "natural"]
+Objective = Literal["cut", "vol"]
 _METHODS = ("auto", "metis", "fennel", "ldg", "random")
 _ORDERS = ("bfs", "random", "natural")
+_OBJECTIVES = ("cut", "vol")
 _GAMMA = 1.5
 
 
@@ -33,10 +37,12 @@ def partition_nodes(
     num_parts: int,
     *,
     method: PartitionMethod = "auto",
+    objective: Objective = "cut",
     seed: int = 0,
     slack: float = 0.1,
     passes: int = 10,
     order: NodeOrder = "bfs",
+    max_bytes: int | str | None = None,
 ) -> NDArray[np.int32]:
     """Divide the nodes into parts, so that few edges join two parts.
 
@@ -47,26 +53,31 @@ def partition_nodes(
       (Tsourakakis, Gkantsidis, Radunovic & Vojnovic, WSDM 2014).
     * ``"ldg"``: the same with linear weights for the room left (Stanton & Kliot, KDD 2012).
     * ``"random"``: parts that differ by at most one node.
-    * ``"auto"``: METIS where it is installed, else Fennel.
+    * ``"auto"``: METIS where it is installed and has the memory, else Fennel; random parts where Fennel has not.
 
     Streams run several times over the nodes, each node then knowing where all others are (Nishimura & Ugander,
-    KDD 2013). Their memory is 4 bytes per edge of a graph with one-way edges, next to none for an undirected one.
+    KDD 2013). What each method takes beside the graph says :func:`partition_bytes`.
 
     Args:
         topology: The graph.
         num_parts: Number of parts; none is empty.
         method: As above.
+        objective: What METIS makes small: the edges between parts (``"cut"``), or the nodes that parts need of each
+            other (``"vol"``), once for each part that does. Streams have but one objective.
         seed: Decides the order of the stream; the same seed gives the same parts.
         slack: How far a part of a stream may exceed ``N / num_parts`` nodes: 0.1 means by 10 % (rounded up). METIS
             balances by itself, within about 3 %.
         passes: How often a stream runs over the nodes.
         order: Order of a stream: breadth-first from random nodes, random, or as numbered.
+        max_bytes: The most memory to take beside the graph: a number, or ``"2GiB"``; None for any.
 
     Returns:
         Int32 array of shape ``(N,)``: the part of each node, 0 to ``num_parts - 1``.
 
     Raises:
-        ValueError: If an argument is out of range, or there are fewer nodes than parts.
+        ValueError: If an argument is out of range, there are fewer nodes than parts, or the method would take more
+            than `max_bytes`.
+        RuntimeError: If METIS fails on the graph.
         ModuleNotFoundError: If ``method="metis"`` and ``pymetis`` is not installed.
 
     Examples:
@@ -77,21 +88,45 @@ def partition_nodes(
         >>> bool(parts[0] == parts[1] == parts[2] != parts[3]), edge_cut(two_triangles, parts)
         (True, 1)
     """
+    if objective not in _OBJECTIVES:
+        raise ValueError(unknown_name("objective", objective, _OBJECTIVES))
     _check(topology, num_parts, method, slack, passes, order)
     num_nodes = topology.num_nodes
-    if method == "auto":
-        method = "fennel" if importlib.util.find_spec("pymetis") is None else "metis"
+    chosen = _within(topology, method, None if max_bytes is None else parse_bytes(max_bytes, name="max_bytes"))
     if num_parts == 1:
         return np.zeros(num_nodes, np.int32)
-    if method == "metis":
-        parts = _metis(topology, num_parts, seed)
-    elif method == "random":
+    parts: NDArray[np.int32] | None = None
+    if chosen == "metis":
+        try:
+            parts = _metis(topology, num_parts, objective, seed)
+        except RuntimeError as error:
+            if method != "auto":
+                raise
+            warnings.warn(f"{error} The graph is divided with `method='fennel'` instead.", stacklevel=2)
+    elif chosen == "random":
         parts = np.empty(num_nodes, np.int32)
         parts[SampleKey(seed).permutation(num_nodes)] = np.arange(num_nodes) % num_parts
-    else:
-        parts = _stream_parts(topology, num_parts, method == "fennel", seed, slack, passes, order)
+    if parts is None:
+        parts = _stream_parts(topology, num_parts, chosen != "ldg", seed, slack, passes, order)
     fill_empty_parts(parts, num_parts)
     return parts
+
+
+def partition_bytes(topology: Topology, method: str) -> int:
+    """Say what a method takes beside the graph, at most about so many bytes.
+
+    METIS: 160 an edge, or 320 of a graph with one-way edges, whose other direction it needs, and 200 a node: it has
+    copies of the graph, each smaller than the one before. Streams: 40 a node, and a copy of one-way edges. Random
+    parts: 24 a node.
+
+    Args:
+        topology: The graph.
+        method: ``"metis"``, ``"fennel"``, ``"ldg"`` or ``"random"``.
+    """
+    directions = 1 if bool(is_symmetric(topology.indptr, topology.indices)) else 2
+    stream_edge = topology.indices.itemsize * (directions - 1)
+    of_node, of_edge = {"metis": (200, 160 * directions), "random": (24, 0)}.get(method, (40, stream_edge))
+    return of_node * topology.num_nodes + of_edge * topology.num_edges
 
 
 def edge_cut(topology: Topology, parts: NDArray[np.integer]) -> int:
@@ -128,7 +163,25 @@ def _check(topology: Topology, num_parts: int, method: str, slack: float, passes
         raise ValueError(f"`passes` must be at least 1, but got {passes}. HINT: 10 is the default.")
 
 
-def _metis(topology: Topology, num_parts: int, seed: int) -> NDArray[np.int32]:
+def _within(topology: Topology, method: PartitionMethod, max_bytes: int | None) -> str:
+    """The first of the methods that may be taken whose memory is there."""
+    candidates: list[str] = [method]
+    if method == "auto":
+        candidates = (
+            ["fennel", "random"] if importlib.util.find_spec("pymetis") is None else ["metis", "fennel", "random"]
+        )
+    for candidate in candidates:
+        if max_bytes is None or partition_bytes(topology, candidate) <= max_bytes:
+            return candidate
+    needed = partition_bytes(topology, candidates[-1])
+    raise ValueError(
+        f"`max_bytes` must be at least about {format_bytes(needed)} for `method={candidates[-1]!r}` on a graph of"
+        f" {topology.num_nodes:,} nodes and {topology.num_edges:,} edges, but is {format_bytes(max_bytes or 0)}. HINT:"
+        ' `method="auto"` takes what fits, and `method="random"` takes least.'
+    )
+
+
+def _metis(topology: Topology, num_parts: int, objective: str, seed: int) -> NDArray[np.int32]:
     try:
         import pymetis
     except ModuleNotFoundError as error:
@@ -145,12 +198,20 @@ def _metis(topology: Topology, num_parts: int, seed: int) -> NDArray[np.int32]:
     adjacency = (adjacency + adjacency.T).tocsr()
     adjacency.setdiag(0)
     adjacency.eliminate_zeros()
-    _, membership = pymetis.part_graph(
-        num_parts,
-        adjacency=pymetis.CSRAdjacency(adjacency.indptr, adjacency.indices),
-        eweights=adjacency.data,
-        options=pymetis.Options(seed=seed),
-    )
+    try:
+        _, membership = pymetis.part_graph(
+            num_parts,
+            adjacency=pymetis.CSRAdjacency(adjacency.indptr, adjacency.indices),
+            eweights=adjacency.data,
+            recursive=False if objective == "vol" else None,  # bisection knows cuts only
+            options=pymetis.Options(seed=seed, objtype=int(getattr(pymetis.ObjType, objective.upper()))),
+        )
+    except RuntimeError as error:
+        raise RuntimeError(
+            f"METIS has failed to divide this graph of {num_nodes:,} nodes and {topology.num_edges:,} edges into"
+            f' {num_parts:,} parts with `objective="{objective}"` ({error}). HINT:'
+            ' the other objective, or `method="fennel"`.'
+        ) from error
     return np.asarray(membership, np.int32)
 
 

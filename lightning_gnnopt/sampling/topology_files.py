@@ -104,9 +104,11 @@ class TopologyFolder:
             version = header.get("version") if isinstance(header, dict) else None
             _refuse(header_path, f"has version {version!r} instead of {_VERSION}")
         try:
-            names, counts = tuple(header["arrays"]), (int(header["num_nodes"]), int(header["num_edges"]))
+            names, counts = tuple(map(str, header["arrays"])), (int(header["num_nodes"]), int(header["num_edges"]))
+            if min(counts) < 0:
+                raise ValueError(f"{counts[0]} nodes and {counts[1]} edges")
             return cls(str(header_path.parent), str(header["id"]), names, *counts)
-        except (KeyError, TypeError, ValueError) as error:
+        except (KeyError, TypeError, ValueError, OverflowError) as error:
             _refuse(header_path, f"lacks an entry or has a wrong one ({error!r})")
 
     def arrays(self, *, mmap: bool = True) -> dict[str, NDArray[Any]]:

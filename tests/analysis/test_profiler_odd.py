@@ -24,10 +24,11 @@ from torch_geometric.nn import GATConv, GCNConv
 from typing_extensions import override
 
 from lightning_gnnopt import GraphDataModule, MemoryControl
-from lightning_gnnopt.analysis import GNNProfiler, loader_stages
-from lightning_gnnopt.analysis.labels import Label
-from lightning_gnnopt.analysis.profile_options import ProfileOptions
-from lightning_gnnopt.analysis.session import ProfileSession
+from lightning_gnnopt.analysis import GNNProfiler
+from lightning_gnnopt.analysis.fits import loader_stages
+from lightning_gnnopt.analysis.recording.labels import Label
+from lightning_gnnopt.analysis.recording.profile_options import ProfileOptions
+from lightning_gnnopt.analysis.recording.session import ProfileSession
 from lightning_gnnopt.sampling import NeighborSampler, Topology
 from tests.analysis.spending import HandClock, SpendingConv, spend
 

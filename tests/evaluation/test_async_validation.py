@@ -12,13 +12,10 @@ import lightning as L
 import numpy as np
 import pytest
 import torch
-from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger
-from torch import Tensor, nn
-from torch.utils.data import DataLoader, TensorDataset
+from torch import Tensor
 
-from lightning_gnnopt import GraphDataModule, MemoryControl, NodeClassifier
-from lightning_gnnopt.evaluation import AsyncValidation, ValidationFailed
+from lightning_gnnopt.evaluation import AsyncValidation
 from lightning_gnnopt.evaluation.messages import Job
 
 from .runs import (
@@ -26,7 +23,6 @@ from .runs import (
     AtOnce,
     Fakes,
     Rows,
-    Run,
     Tiny,
     fit,
     floats,
@@ -34,6 +30,7 @@ from .runs import (
     leaving_nothing,
     ledger,
     same,
+    scripted,
     weights_in,
 )
 
@@ -172,197 +169,6 @@ def test_nothing_else_is_left_of_it(whole: Whole) -> None:
     assert {name: whole.shown.held[name] for name in ("val/acc", "val/loss")} == whole.verdicts[-1]["metrics"]
     assert not whole.validation.is_blocking
     assert whole.validation.num_skipped == 0
-
-
-# ---- a graph ---------------------------------------------------------------------------------------------------------
-
-
-def graph() -> Any:
-    from torch_geometric.data import Data
-
-    generator = torch.Generator().manual_seed(2)
-    data = Data(
-        x=torch.randn(120, 8, generator=generator),
-        y=torch.randint(3, (120,), generator=generator),
-        edge_index=torch.randint(120, (2, 600), generator=generator),
-    )
-    node = torch.arange(120)
-    data.train_mask, data.val_mask, data.test_mask = node < 60, (node >= 60) & (node < 100), node >= 100
-    return data
-
-
-def graph_run(folder: Path, *callbacks: L.Callback, dropout: float = 0.5, **options: Any) -> Run:
-    torch.manual_seed(4)
-    module = NodeClassifier("sage", in_channels=8, out_channels=3, hidden_channels=8, dropout=dropout)
-    datamodule = GraphDataModule(graph(), num_neighbors=[3, 2], batch_size=12, seed=3)
-    return fit(folder, *callbacks, module=module, data=datamodule, **options)
-
-
-def test_a_graph_is_judged_as_by_lightning_itself(tmp_path: Path) -> None:
-    """Epoch by epoch; the sanity check runs in all three."""
-    blocking = graph_run(tmp_path)
-    without = graph_run(tmp_path, limit_val_batches=0)
-    validation = AsyncValidation(when_busy="wait", max_pending=1)
-    with leaving_nothing(tmp_path):
-        beside = graph_run(tmp_path, validation)
-    assert beside.recorder.losses == without.recorder.losses == blocking.recorder.losses
-    judged = {verdict["step"]: verdict["metrics"] for verdict in ledger(tmp_path)}
-    assert list(judged) == [5, 10, 15]
-    assert {
-        step: {k: v for k, v in m.items() if k in judged[step]} for step, m in blocking.recorder.validated.items()
-    } == judged
-    assert set(judged[5]) == {"val/acc", "val/loss"}
-
-
-# ---- what else may be asked of the other process ---------------------------------------------------------------------
-
-
-class Two(L.LightningModule):
-    """Steps with two optimizers, by hand."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.automatic_optimization = False
-        torch.manual_seed(5)
-        self.first, self.second = nn.Linear(4, 2), nn.Linear(4, 2)
-
-    def training_step(self, batch: list[Tensor], batch_idx: int) -> None:
-        for optimizer, layer in zip(self.optimizers(), (self.first, self.second), strict=True):
-            optimizer.zero_grad()
-            self.manual_backward(nn.functional.cross_entropy(layer(batch[0]), batch[1]))
-            optimizer.step()
-
-    def validation_step(self, batch: list[Tensor], batch_idx: int) -> None:
-        logits = self.first(batch[0]) + self.second(batch[0])
-        self.log("val/loss", nn.functional.cross_entropy(logits, batch[1]), batch_size=len(logits))
-
-    def configure_optimizers(self) -> Any:
-        return [torch.optim.SGD(layer.parameters(), lr=0.1) for layer in (self.first, self.second)]
-
-
-def test_loaders_and_manual_optimization(tmp_path: Path) -> None:
-    """A plain module, loaders with workers, and snapshots by steps, of which each batch makes two."""
-    data, validation = (
-        Rows(num_workers=1),
-        AsyncValidation(every_n_steps=4, monitor="val/loss", mode="min", when_busy="queue", save_top_k=2),
-    )
-    with leaving_nothing(tmp_path):
-        run = fit(
-            tmp_path, validation, module=Two(), data=(data.train_dataloader(), data.val_dataloader()), max_epochs=1
-        )
-    verdicts = ledger(tmp_path)
-    assert [verdict["step"] for verdict in verdicts] == [4, 8, 12]
-    for verdict in verdicts:
-        weights = run.recorder.weights[verdict["step"]]
-        assert verdict["metrics"] == judged_alone(Two(), weights)
-    scores = sorted(verdict["score"] for verdict in verdicts)
-    assert list(validation.best_k_models.values()) == scores[:2]
-
-
-def make_fewer_rows() -> Rows:
-    data = Rows()
-    data.x, data.y = data.x[:34], data.y[:34]
-    return data
-
-
-def test_a_datamodule_and_callbacks_of_its_own(tmp_path: Path) -> None:
-    """The factory's rows are judged, although this process's datamodule cannot be pickled; and `limit_val_batches`."""
-    data, told = Rows(), tmp_path / "told"
-
-    class Tells(L.Callback):
-        def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-            told.write_text(f"{trainer.current_epoch} {trainer.global_step} {trainer.world_size}")
-
-    data.unpicklable = (lambda: (yield))()  # type: ignore[attr-defined]
-    validation = AsyncValidation(datamodule_factory=make_fewer_rows, callbacks=[Tells()], when_busy="queue")
-    run = fit(tmp_path, validation, data=data, max_epochs=1, limit_val_batches=1)
-    [verdict] = ledger(tmp_path)
-    fewer = make_fewer_rows()
-    first = DataLoader(TensorDataset(fewer.x[24:32], fewer.y[24:32]), batch_size=8)
-    module = Tiny()
-    module.load_state_dict(run.recorder.weights[6])
-    trainer = L.Trainer(accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False)
-    trainer.validate(module, first, verbose=False)
-    assert verdict["metrics"] == floats(trainer.callback_metrics)
-    assert told.read_text() == "0 6 1"
-
-
-def test_the_other_process_keeps_to_a_budget(tmp_path: Path) -> None:
-    """Which is its own: this process has none."""
-    validation = AsyncValidation(callbacks=[MemoryControl(budget="1KiB")], on_failure="raise")
-    with pytest.raises(
-        ValidationFailed, match=r"MemoryBudgetError: A 'val' batch does not fit into the `budget` of 1\.0 KiB"
-    ):
-        graph_run(tmp_path, validation, max_epochs=1)
-
-
-# ---- checkpoints, without a process ----------------------------------------------------------------------------------
-
-
-def scripted(scores: list[float]) -> Any:
-    return lambda job: scores[job.step // STEPS - 1]
-
-
-@pytest.mark.parametrize(
-    ("save_top_k", "kept"),
-    [(0, []), (1, [3]), (2, [3, 1]), (-1, [3, 1, 4, 0, 2])],
-)
-def test_so_many_are_kept(save_top_k: int, kept: list[int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    scores = [0.3, 0.6, 0.1, 0.9, 0.4]
-    Fakes(monkeypatch, scripted(scores))
-    validation = AsyncValidation(save_top_k=save_top_k, when_busy="queue")
-    run = fit(tmp_path, validation, max_epochs=5)
-    steps = [STEPS * (epoch + 1) for epoch in kept]
-    assert list(validation.best_k_models.values()) == pytest.approx([scores[epoch] for epoch in kept])
-    assert [weights_in(path)["net.0.weight"].tolist() for path in validation.best_k_models] == [
-        run.recorder.weights[step]["net.0.weight"].tolist() for step in steps
-    ]
-    files = {path.name for path in (tmp_path / "checkpoints").iterdir()}
-    assert files == {f"epoch={epoch}-step={step}.ckpt" for epoch, step in zip(kept, steps, strict=True)} | {
-        "validations.jsonl"
-    }
-    if not kept:
-        assert (validation.best_model_path, validation.best_model_score) == ("", None)
-
-
-def test_without_a_monitor_the_latest_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    Fakes(monkeypatch, scripted([0.9, 0.1, 0.5]))
-    validation = AsyncValidation(monitor=None, when_busy="queue")
-    run = fit(tmp_path, validation)
-    assert same(weights_in(validation.best_model_path), run.recorder.weights[18])
-    assert validation.best_model_score is None
-
-
-def test_names_have_metrics_in_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    Fakes(monkeypatch, scripted([0.25, 0.75, 0.5]))
-    validation = AsyncValidation(when_busy="queue", dirpath=tmp_path / "mine", filename="{epoch:02d}-{val/acc:.3f}")
-    fit(tmp_path, validation)
-    assert validation.best_model_path == str(tmp_path / "mine" / "01-0.750.ckpt")
-
-
-class WithHparams(Tiny):
-    def __init__(self, optimizer: Any = torch.optim.SGD, sizes: Any = range(3), where: Path = Path("here")) -> None:
-        super().__init__()
-        self.save_hyperparameters()
-
-
-def test_hyperparameters_of_any_kind_are_saved(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    Fakes(monkeypatch, scripted([0.25, 0.75, 0.5]))
-    validation = AsyncValidation(when_busy="queue")
-    fit(tmp_path, validation, module=WithHparams())
-    loaded = WithHparams.load_from_checkpoint(validation.best_model_path, weights_only=False)
-    assert loaded.hparams["optimizer"] is torch.optim.SGD
-    assert loaded.hparams["sizes"] == range(3)
-    assert loaded.hparams["where"] == Path("here")
-
-
-def test_a_checkpoint_without_a_monitor_may_be_beside_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    Fakes(monkeypatch, scripted([0.9, 0.1, 0.5]))
-    latest, validation = ModelCheckpoint(tmp_path / "latest", save_last=True), AsyncValidation(when_busy="queue")
-    for callbacks in ([validation, latest], [latest, validation]):
-        run = fit(tmp_path, *callbacks)
-        assert same(weights_in(latest.last_model_path), run.recorder.weights[18])
-        assert same(weights_in(validation.best_model_path), run.recorder.weights[6])
 
 
 # ---- when -----------------------------------------------------------------------------------------------------------

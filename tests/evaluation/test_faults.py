@@ -232,6 +232,29 @@ def test_a_disk_that_stays_full_is_a_failure(tmp_path: Path, monkeypatch: pytest
     assert [path.name for path in tmp_path.rglob("*.weights")] == []
 
 
+@pytest.mark.parametrize("what", ["save_checkpoint", "record"])
+def test_a_disk_that_stays_full_does_not_end_the_run(
+    what: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Lightning validates by then: its checkpoints are lost like the others, and training goes on."""
+    Fakes(monkeypatch, dies_from(6))
+
+    def full(*args: Any, **kwargs: Any) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(*{"save_checkpoint": (L.Trainer, what, full), "record": (SnapshotFolder, what, full)}[what])
+    validation = AsyncValidation(when_busy="queue", dirpath=tmp_path / "checkpoints")
+    with pytest.warns(UserWarning, match=r"What validation found at step \d+ could not be kept.*No space left") as told:
+        result = fit(tmp_path, AtOnce(validation), validation, num_sanity_val_steps=0)
+    assert validation.is_blocking
+    assert len(result.recorder.losses) == STEPS * 3
+    assert len([1 for warning in told if "could not be kept" in str(warning.message)]) >= 2
+    kept = sorted(path.name for path in (tmp_path / "checkpoints").rglob("*.ckpt"))
+    # the first was written with its snapshot, before the process was given up
+    assert kept == ["epoch=0-step=6.ckpt"] if what == "save_checkpoint" else len(kept) == 1
+    assert (tmp_path / "checkpoints" / "validations.jsonl").exists() == (what == "save_checkpoint")
+
+
 # ---- what cannot be sent ---------------------------------------------------------------------------------------------
 
 

@@ -19,6 +19,7 @@ from lightning.pytorch.loggers import CSVLogger
 from lightning_gnnopt.evaluation import AsyncValidation
 from lightning_gnnopt.evaluation.snapshots import SnapshotFolder
 
+from .graph_runs import graph_run
 from .runs import (
     STEPS,
     AtOnce,
@@ -34,7 +35,6 @@ from .runs import (
     wait_until,
     weights_in,
 )
-from .test_async_validation import graph_run
 from .test_delivery import rows_of
 
 
@@ -73,6 +73,41 @@ def test_it_goes_on_from_the_middle_of_an_epoch(tmp_path: Path, monkeypatch: pyt
     assert resumed.recorder.losses == whole.recorder.losses[8:]
     assert [job.step for job in fakes.jobs if job.step > 8] == [12]
     assert same(resumed.recorder.weights[15], whole.recorder.weights[15])
+
+
+@pytest.mark.parametrize("options", [{}, {"every_n_steps": 4}], ids=["epochs", "steps"])
+def test_it_goes_on_from_the_middle_of_the_last_epoch(
+    options: dict[str, int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """For which Lightning does not call `on_train_epoch_start`."""
+    Fakes(monkeypatch, lambda job: 0.1)
+    steps = ModelCheckpoint(tmp_path / "steps", "{step}", every_n_train_steps=1, save_top_k=-1)
+    repeatable(tmp_path, AsyncValidation(when_busy="queue", **options), steps, max_epochs=2)
+    fakes = Fakes(monkeypatch, lambda job: 0.9)
+    second = AsyncValidation(when_busy="queue", **options)
+    repeatable(tmp_path, second, max_epochs=2, ckpt_path=str(tmp_path / "steps" / "step=8.ckpt"))
+    assert fakes.jobs[-1].step == 12
+    assert second.best_model_score is not None
+    assert second.best_model_score.item() == pytest.approx(0.9)
+    assert all(span.end_s - span.start_s < 600 for span in second.timeline.spans)
+
+
+def test_what_the_end_of_a_run_left_is_judged_though_there_is_nothing_to_train(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Fakes(monkeypatch, scripted([0.5] * 3), gated=True)
+    latest = ModelCheckpoint(tmp_path / "latest", save_last=True)
+    validation = AsyncValidation(when_busy="queue", timeout_s=0.1, dirpath=tmp_path / "checkpoints")
+    with pytest.warns(UserWarning, match="had no verdict"):
+        first = repeatable(tmp_path, validation, latest, max_epochs=2)
+    fakes = Fakes(monkeypatch, scripted([0.7, 0.9]))
+    second = AsyncValidation(when_busy="queue", dirpath=tmp_path / "checkpoints")
+    resumed = repeatable(tmp_path, second, max_epochs=2, ckpt_path=latest.last_model_path)
+    assert resumed.recorder.losses == []
+    assert [job.step for job in fakes.jobs] == [6, 12]
+    assert second.best_model_score is not None
+    assert second.best_model_score.item() == pytest.approx(0.9)
+    assert same(weights_in(second.best_model_path), first.recorder.weights[12])
 
 
 def test_the_best_stays_the_best(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

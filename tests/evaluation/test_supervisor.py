@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import errno
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,99 +12,11 @@ import pytest
 import torch
 
 from lightning_gnnopt.evaluation import supervisor as supervisor_module
-from lightning_gnnopt.evaluation.backlog import Backlog, WhenBusy
-from lightning_gnnopt.evaluation.copying import CopyPool
 from lightning_gnnopt.evaluation.messages import Job, ValidationFailed
-from lightning_gnnopt.evaluation.ranking import Ranking
-from lightning_gnnopt.evaluation.snapshots import Snapshot, SnapshotFolder
-from lightning_gnnopt.evaluation.supervisor import Outcome, Supervisor
-from lightning_gnnopt.evaluation.timeline import Timeline
+from lightning_gnnopt.evaluation.snapshots import Snapshot
 
-from .runs import FakeChild, our_threads, wait_until
-
-
-class Setting:
-    """A supervisor and all around it. Scores by step; an exception among them is raised, once for each time it is."""
-
-    def __init__(
-        self,
-        folder: Path,
-        scores: dict[int, Any],
-        *,
-        gate: threading.Semaphore | None = None,
-        max_pending: int = 2,
-        when_busy: WhenBusy = "queue",
-        save_top_k: int = 1,
-    ) -> None:
-        self.scores = {step: list(score) if isinstance(score, list) else [score] for step, score in scores.items()}
-        self.gate = gate
-        self.made: list[FakeChild] = []
-        self.folder = SnapshotFolder(folder)
-        self.ranking = Ranking(monitor="val/acc", mode="max", save_top_k=save_top_k)
-        self.timeline = Timeline()
-        self.pool = CopyPool()
-        self.supervisor = Supervisor(
-            self._make,  # type: ignore[arg-type]
-            folder=self.folder,
-            ranking=self.ranking,
-            backlog=Backlog(max_pending, when_busy),
-            timeout_s=5.0,
-            timeline=self.timeline,
-            step_now=lambda: 100,
-        )
-
-    def _make(self) -> FakeChild:
-        self.made.append(FakeChild(self._judge, self.gate))
-        return self.made[-1]
-
-    def _judge(self, job: Job) -> dict[str, float]:
-        assert torch.load(job.weights)["w"].item() == job.step  # the weights of this very step
-        scores = self.scores[job.step]
-        score = scores.pop(0) if len(scores) > 1 else scores[0]
-        if isinstance(score, BaseException):
-            raise score
-        return score if isinstance(score, dict) else {"val__acc": score}
-
-    def submit(self, step: int, *, with_checkpoint: bool = True) -> Snapshot | None:
-        snapshot = self.folder.new(step=step, epoch=step // 10, with_checkpoint=with_checkpoint)
-        weights = torch.tensor(float(step))
-        checkpoint = {"state_dict": {"w": weights}} if with_checkpoint else None
-        return self.supervisor.submit(snapshot, self.pool.copy({"weights": {"w": weights}, "checkpoint": checkpoint}))
-
-    def outcomes(self, count: int) -> list[Outcome]:
-        found: list[Outcome] = []
-
-        def are_there() -> bool:
-            found.extend(self.supervisor.collect())
-            return len(found) >= count
-
-        wait_until(are_there, 20.0)
-        assert len(found) == count
-        return found
-
-    def files(self) -> list[str]:
-        return sorted(path.name for path in self.folder.folder.rglob("*") if path.is_file())
-
-
-@pytest.fixture
-def setting(tmp_path: Path) -> Any:
-    made: list[Setting] = []
-
-    def make(scores: dict[int, Any], **options: Any) -> Setting:
-        made.append(Setting(tmp_path, scores, **options))
-        made[-1].supervisor.start()
-        return made[-1]
-
-    yield make
-    for each in made:
-        each.supervisor.stop()
-        each.supervisor.stop()
-        assert all(child.is_stopped.is_set() for child in each.made)
-    assert our_threads() == []
-    assert list(tmp_path.rglob("*.tmp")) == []
-
-
-Make = Callable[..., Setting]
+from .runs import our_threads, wait_until
+from .supervised import Make, Setting
 
 
 def test_verdicts_come_in_order_and_the_best_is_kept(setting: Make) -> None:
@@ -252,85 +163,6 @@ def test_a_bug_does_not_leave_training_waiting(setting: Make) -> None:
     [outcome] = it.outcomes(1)
     assert isinstance(outcome.error, ValidationFailed)
     assert "ZeroDivisionError: oh" in str(outcome.error)
-
-
-def full(error: OSError, suffix: str, count: int) -> Callable[..., None]:
-    """Like `SnapshotFolder.write`, on a disk that is full for a while."""
-    left = [count]
-
-    def write(self: SnapshotFolder, path: Path, content: Any) -> None:
-        if path.suffix == suffix and left[0]:
-            left[0] -= 1
-            raise error
-        path.parent.mkdir(parents=True, exist_ok=True)
-        torch.save(content, path)
-
-    return write
-
-
-def test_a_snapshot_for_which_there_is_no_disk_is_lost(setting: Make, monkeypatch: pytest.MonkeyPatch) -> None:
-    error = OSError(errno.ENOSPC, "No space left on device")
-    monkeypatch.setattr(SnapshotFolder, "write", full(error, ".weights", 1))
-    it = setting({20: 0.5})
-    it.submit(10)
-    it.submit(20)
-    lost, judged = it.outcomes(2)
-    assert (lost.verdict, lost.error) == (None, None)
-    assert "step 10" in lost.notice
-    assert "No space left on device" in lost.notice
-    assert judged.verdict is not None
-    assert judged.verdict.step == 20
-    assert it.files() == ["epoch=2-step=20.ckpt", "validations.jsonl"]
-
-
-def test_two_lost_in_a_row_end_it(setting: Make, monkeypatch: pytest.MonkeyPatch) -> None:
-    error = OSError(errno.ENOSPC, "No space left on device")
-    monkeypatch.setattr(SnapshotFolder, "write", full(error, ".weights", 2))
-    it = setting({})
-    it.submit(10)
-    it.submit(20)
-    lost, given_up = it.outcomes(2)
-    assert lost.error is None
-    assert isinstance(given_up.error, ValidationFailed)
-    assert "No space left on device" in str(given_up.error)
-    assert it.files() == []
-
-
-def test_two_lost_with_a_verdict_between_do_not(setting: Make, monkeypatch: pytest.MonkeyPatch) -> None:
-    it = setting({20: 0.5})
-    write, bad = full(OSError(errno.ENOSPC, "No space left"), ".weights", 99), {10, 30}
-    written = SnapshotFolder.write
-    monkeypatch.setattr(
-        SnapshotFolder,
-        "write",
-        lambda self, path, content: (write if float(content.get("w", 0)) in bad else written)(self, path, content),
-    )
-    for step in (10, 20, 30):
-        it.submit(step)
-    assert [(o.verdict is None, o.error) for o in it.outcomes(3)] == [(True, None), (False, None), (True, None)]
-
-
-def test_without_disk_for_the_checkpoint_there_is_a_verdict(setting: Make, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(SnapshotFolder, "write", full(OSError(errno.ENOSPC, "No space left"), ".ckpt", 1))
-    it = setting({10: 0.75, 20: 0.5})
-    it.submit(10)
-    it.submit(20)
-    first, second = it.outcomes(2)
-    assert first.verdict is not None
-    assert "checkpoint of step 10 could not be kept" in first.notice
-    assert "No space left" in first.notice
-    assert second.notice == ""
-    assert it.ranking.best_score == 0.5  # of what can be loaded
-    assert it.files() == ["epoch=2-step=20.ckpt", "validations.jsonl"]
-
-
-def test_a_snapshot_without_a_checkpoint_is_judged_and_gone(setting: Make) -> None:
-    it = setting({10: 0.5}, save_top_k=0)
-    it.submit(10, with_checkpoint=False)
-    [outcome] = it.outcomes(1)
-    assert outcome.verdict is not None
-    assert it.files() == ["validations.jsonl"]
-    assert it.ranking.best_path == ""
 
 
 def test_files_that_are_there_are_judged_too(setting: Make) -> None:

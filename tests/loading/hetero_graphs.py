@@ -1,13 +1,18 @@
-"""A small heterogeneous graph, and what compares batches of any kind."""
+"""A small heterogeneous graph, what compares batches of any kind, and a module that trains on the graph."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from typing import Any
 
+import lightning as L
 import numpy as np
 import torch
+from torch import Tensor, nn
 from torch_geometric.data import Data, HeteroData
+from torch_geometric.nn import HeteroConv, SAGEConv
+
+from lightning_gnnopt.loading import GraphDataModule
 
 from .graphs import same_bits
 
@@ -59,3 +64,77 @@ def differences(found: Data | HeteroData, expected: Data | HeteroData) -> list[t
 
 def no_differences(found: Sequence[Any], expected: Sequence[Any]) -> bool:
     return len(found) == len(expected) and not any(differences(a, b) for a, b in zip(found, expected, strict=True))
+
+
+STAGES = ("train", "val", "test", "predict")
+
+
+def add_masks(data: HeteroData, node_type: str) -> HeteroData:
+    """Odd nodes train; even ones validate below 20 and test from there on."""
+    node = torch.arange(NUM_NODES[node_type])
+    storage = data[node_type]
+    storage.train_mask = node % 2 == 1
+    storage.val_mask = (node % 2 == 0) & (node < 20)
+    storage.test_mask = (node % 2 == 0) & (node >= 20)
+    return data
+
+
+def make_masked(*node_types: str) -> HeteroData:
+    data = make_hetero()
+    for node_type in node_types or ("paper",):
+        add_masks(data, node_type)
+    return data
+
+
+def make_datamodule(data: HeteroData | None = None, **options: Any) -> GraphDataModule:
+    options = {"num_neighbors": [3, 2], "batch_size": 8, "seed": 5, **options}
+    return GraphDataModule(make_masked() if data is None else data, **options)
+
+
+class Typed(L.LightningModule):
+    """Two layers over authors, papers and venues, which have a place in a table instead of features."""
+
+    num_layers = 2
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(1)
+        self.venue = nn.Embedding(8, 4)
+        widths = [{"author": 3, "paper": 5, "venue": 4}, dict.fromkeys(("author", "paper", "venue"), 8)]
+        self.convs = nn.ModuleList(
+            HeteroConv({name: SAGEConv((width[name[0]], width[name[2]]), 8) for name in (WRITES, CITES, WRITTEN, AT)})
+            for width in widths
+        )
+        self.out = nn.Linear(8, 3)
+        self.seen: dict[str, list[list[int]]] = {stage: [] for stage in STAGES}
+        self.batches: list[HeteroData] = []
+        self.losses: list[float] = []
+
+    def forward(self, batch: HeteroData) -> Tensor:
+        x = {"author": batch["author"].x, "paper": batch["paper"].x, "venue": self.venue(batch["venue"].n_id)}
+        for conv in self.convs:
+            x = {name: value.relu() for name, value in conv(x, batch.edge_index_dict).items()}
+        return self.out(x["paper"][: batch["paper"].batch_size])
+
+    def step(self, batch: HeteroData, stage: str) -> Tensor:
+        size = batch["paper"].batch_size
+        self.seen[stage].append(batch["paper"].n_id[:size].tolist())
+        return nn.functional.cross_entropy(self(batch), batch["paper"].y[:size])
+
+    def training_step(self, batch: HeteroData, batch_idx: int) -> Tensor:
+        self.batches.append(batch)
+        loss = self.step(batch, "train")
+        self.losses.append(loss.item())
+        return loss
+
+    def validation_step(self, batch: HeteroData, batch_idx: int) -> None:
+        self.log("val/loss", self.step(batch, "val"), batch_size=batch["paper"].batch_size)
+
+    def test_step(self, batch: HeteroData, batch_idx: int) -> None:
+        self.log("test/loss", self.step(batch, "test"), batch_size=batch["paper"].batch_size)
+
+    def predict_step(self, batch: HeteroData, batch_idx: int) -> Tensor:
+        return torch.cat([batch["paper"].n_id[: batch["paper"].batch_size, None], self(batch)], dim=1)
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        return torch.optim.Adam(self.parameters(), lr=0.05)

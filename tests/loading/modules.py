@@ -1,4 +1,7 @@
-"""A LightningModule that takes batches like `NeighborLoader`'s and knows nothing of this package, and its Trainer."""
+"""A LightningModule that takes batches like `NeighborLoader`'s and knows nothing of this package, and its Trainer.
+
+And a classifier of this package, which says what it needs.
+"""
 
 from __future__ import annotations
 
@@ -9,6 +12,8 @@ import torch
 from torch import Tensor
 from torch_geometric.data import Data
 from torch_geometric.nn import GraphSAGE
+
+from lightning_gnnopt.models import NodeClassifier
 
 from .graphs import C, F
 
@@ -51,3 +56,7 @@ class Recorder(L.LightningModule):
 def make_trainer(max_epochs: int = 3, **kwargs: Any) -> L.Trainer:
     quiet = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
     return L.Trainer(accelerator="cpu", max_epochs=max_epochs, enable_model_summary=False, **{**quiet, **kwargs})
+
+
+def classifier(**kwargs: Any) -> NodeClassifier:
+    return NodeClassifier("sage", **{"in_channels": F, "out_channels": C, "hidden_channels": 8, **kwargs})

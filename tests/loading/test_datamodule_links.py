@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import pickle
-import re
 from collections import Counter
 from collections.abc import Iterator
-from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -15,23 +13,16 @@ import lightning as L
 import numpy as np
 import pytest
 import torch
-from torch import Tensor, nn
-from torch_geometric import seed_everything
-from torch_geometric.data import Data, HeteroData
-from torch_geometric.nn import GraphSAGE, HeteroConv, SAGEConv
-from torch_geometric.transforms import RandomLinkSplit
 
 from lightning_gnnopt.loading import GraphDataModule, SimulatedDevice
 from lightning_gnnopt.loading.link_split import LinkSplit
 from lightning_gnnopt.loading.links import LinkTask
-from lightning_gnnopt.sampling import NeighborSampler, SaintNodeSampler
+from lightning_gnnopt.sampling import NeighborSampler
 
-from .graphs import F, N, make_data, prefetch_threads
-from .hetero_graphs import AT, CITES, WRITES, WRITTEN, make_hetero, no_differences
+from .graphs import N, make_data, prefetch_threads
+from .hetero_graphs import WRITES, no_differences
+from .link_runs import KINDS, MODES, LinkPredictor, input_ids, links_of, make_datamodule, pairs, split
 from .modules import make_trainer
-
-MODES: list[dict[str, Any]] = [{"negatives": "binary"}, {"negatives": "triplet"}, {"negatives": "triplet", "amount": 3}]
-KINDS = ["homogeneous", "heterogeneous"]
 
 
 @pytest.fixture(autouse=True)
@@ -39,118 +30,6 @@ def _no_thread_is_left(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.delenv("PL_GLOBAL_SEED", raising=False)
     yield
     assert prefetch_threads() == []
-
-
-def split(kind: str, **options: Any) -> tuple[Any, Any, Any]:
-    """Graphs to train, to validate and to test on; negatives to train on are left to be drawn."""
-    seed_everything(0)  # negatives are drawn by Python's own generator
-    options = {"num_val": 0.1, "num_test": 0.2, "add_negative_train_samples": False, **options}
-    if kind == "homogeneous":
-        return RandomLinkSplit(**options)(make_data())
-    return RandomLinkSplit(edge_types=[WRITES], **options)(make_hetero())
-
-
-def links_of(data: Data | HeteroData) -> Any:
-    return data[WRITES] if isinstance(data, HeteroData) else data
-
-
-def make_datamodule(kind: str, task: dict[str, Any], **options: Any) -> GraphDataModule:
-    """Links of a random split."""
-    graphs = split(kind)
-    options = {"num_neighbors": [3, 2], "batch_size": 32, "seed": 5, **options}
-    return GraphDataModule(graphs[0], links=LinkTask.from_splits(*graphs, **task), **options)
-
-
-def places(batch: Data | HeteroData, name: str, side: int) -> Tensor:
-    """Global ids of ends, by what a batch says of their places in it."""
-    if not isinstance(batch, HeteroData):
-        return batch.n_id[batch[name]]
-    node_type = WRITES[2 * side]
-    return batch[node_type].n_id[batch[node_type][name]]
-
-
-def pairs(batch: Data | HeteroData) -> list[tuple[int, ...]]:
-    """Sources, destinations and, behind them, labels; or negative destinations."""
-    storage = links_of(batch)
-    if "edge_label_index" in storage:
-        n_ids = [batch[name].n_id if isinstance(batch, HeteroData) else batch.n_id for name in WRITES[::2]]
-        ends = [n_id[side] for n_id, side in zip(n_ids, storage.edge_label_index, strict=True)]
-        label = storage.edge_label if "edge_label" in storage else torch.ones(len(ends[0]))
-        return list(zip(*(part.tolist() for part in (*ends, label)), strict=True))
-    source, target = places(batch, "src_index", 0), places(batch, "dst_pos_index", 1)
-    negative = places(batch, "dst_neg_index", 1).view(len(source), -1)
-    return [(a, b, *rest) for a, b, rest in zip(source.tolist(), target.tolist(), negative.tolist(), strict=True)]
-
-
-def input_ids(*batches: Data | HeteroData) -> list[int]:
-    return [place for batch in batches for place in links_of(batch).input_id.tolist()]
-
-
-class LinkPredictor(L.LightningModule):
-    """Dot products of two layers' outputs; notes what it was given."""
-
-    num_layers = 2
-
-    def __init__(self, kind: str) -> None:
-        super().__init__()
-        torch.manual_seed(1)
-        self.kind = kind
-        if kind == "homogeneous":
-            self.net: nn.Module = GraphSAGE(F, 8, num_layers=2)
-        else:
-            self.venue = nn.Embedding(8, 4)
-            widths = [{"author": 3, "paper": 5, "venue": 4}, dict.fromkeys(("author", "paper", "venue"), 8)]
-            self.net = nn.ModuleList(
-                HeteroConv(
-                    {name: SAGEConv((width[name[0]], width[name[2]]), 8) for name in (WRITES, CITES, WRITTEN, AT)}
-                )
-                for width in widths
-            )
-        self.batches: dict[str, list[Any]] = {"train": [], "val": [], "test": [], "predict": []}
-        self.losses: list[float] = []
-
-    def embed(self, batch: Any) -> tuple[Tensor, Tensor]:
-        if self.kind == "homogeneous":
-            z = self.net(batch.x, batch.edge_index)
-            return z, z
-        x = {"author": batch["author"].x, "paper": batch["paper"].x, "venue": self.venue(batch["venue"].n_id)}
-        for conv in self.net:
-            x = {name: value.relu() for name, value in conv(x, batch.edge_index_dict).items()}
-        return x["author"], x["paper"]
-
-    def step(self, batch: Any, stage: str) -> Tensor:
-        self.batches[stage].append(batch)
-        (sources, targets), links = self.embed(batch), links_of(batch)
-        if "edge_label_index" in links:
-            ends = links.edge_label_index
-            scores = (sources[ends[0]] * targets[ends[1]]).sum(-1)
-            return nn.functional.binary_cross_entropy_with_logits(scores, links.edge_label.clamp(max=1))
-        if isinstance(batch, HeteroData):
-            index = batch["author"].src_index, batch["paper"].dst_pos_index, batch["paper"].dst_neg_index
-        else:
-            index = batch.src_index, batch.dst_pos_index, batch.dst_neg_index
-        source = sources[index[0]]
-        positive = (source * targets[index[1]]).sum(-1, keepdim=True)
-        negative = (source[:, None] * targets[index[2].view(len(source), -1)]).sum(-1)
-        return nn.functional.softplus(negative - positive).mean()
-
-    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
-        loss = self.step(batch, "train")
-        self.losses.append(loss.item())
-        return loss
-
-    def validation_step(self, batch: Any, batch_idx: int) -> None:
-        self.log("val/loss", self.step(batch, "val"), batch_size=len(input_ids(batch)))
-
-    def test_step(self, batch: Any, batch_idx: int) -> None:
-        self.log("test/loss", self.step(batch, "test"), batch_size=len(input_ids(batch)))
-
-    def predict_step(self, batch: Any, batch_idx: int) -> list[tuple[int, ...]]:
-        self.batches["predict"].append(batch)
-        return pairs(batch)
-
-    def configure_optimizers(self) -> torch.optim.Optimizer:
-        return torch.optim.Adam(self.parameters(), lr=0.05)
 
 
 # ---- end to end ------------------------------------------------------------------------------------------------------
@@ -352,127 +231,6 @@ def test_processes_share_the_links(world_size: int, kind: str) -> None:
     assert sorted(found["val"]) == list(range(count["val"]))
     assert len(lengths) == 1
     assert len({tuple(part) for part in negatives}) == world_size  # each draws its own
-
-
-# ---- masks and labels of nodes ---------------------------------------------------------------------------------------
-
-
-def changed(**changes: Any) -> Data:
-    return make_data().update(changes)
-
-
-@pytest.mark.parametrize(
-    "data",
-    [
-        changed(y=None),
-        changed(y=torch.arange(N) - 1),
-        changed(y=torch.rand(N)),
-        changed(train_mask=torch.zeros(N, dtype=torch.bool)),
-        changed(val_mask=torch.zeros(N, 10, dtype=torch.bool)),
-    ],
-    ids=["no y", "y below 0", "floating y", "empty mask", "ten masks"],
-)
-def test_masks_are_not_looked_at(data: Data) -> None:
-    ends = torch.tensor([[0, 1, 2], [3, 4, 5]])
-    datamodule = GraphDataModule(data, links=LinkTask(train=LinkSplit(ends)), num_neighbors=[3], shuffle=False)
-    (batch,) = datamodule.train_dataloader()
-    assert batch.n_id[batch.edge_label_index].tolist() == ends.tolist()
-    assert datamodule.val_dataloader() == []
-    assert [len(datamodule.nodes(stage)) for stage in ("train", "val", "test")] == [0, 0, 0]
-
-
-def test_an_embedding_may_be_narrower_than_the_nodes_classes() -> None:
-    class Narrow(LinkPredictor):
-        out_channels = 2
-
-    module = Narrow("homogeneous")
-    make_trainer(1).fit(module, make_datamodule("homogeneous", MODES[0]))
-    assert len(module.losses) == 7
-
-
-# ---- refusals --------------------------------------------------------------------------------------------------------
-
-ENDS = torch.tensor([[0, 1], [2, 3]])
-LINKS = LinkTask(train=LinkSplit(ENDS))
-
-
-@pytest.mark.parametrize("stage", ["train", "val", "test", "predict"])
-def test_a_stage_without_links_is_left_out(stage: str) -> None:
-    others = {name: LinkSplit(ENDS) for name in ("train", "val", "test", "predict") if name != stage}
-    datamodule = GraphDataModule(make_data(), links=LinkTask(**others), num_neighbors=[3, 2])
-    if stage != "train":
-        assert getattr(datamodule, f"{stage}_dataloader")() == []
-        return
-    message = (
-        "`links` must hold links for 'train', but has only ['val', 'test', 'predict']."
-        " HINT: `LinkTask(train=LinkSplit(edge_label_index), ...)`."
-    )
-    with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
-        datamodule.train_dataloader()
-    with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
-        make_trainer(1, num_sanity_val_steps=0).fit(LinkPredictor("homogeneous"), datamodule)
-
-
-@pytest.mark.parametrize("data", [make_data(), make_hetero()])
-@pytest.mark.parametrize(
-    ("name", "options"), [("eval_mode='layerwise'", {"eval_mode": "layerwise"}), ("cache", {"cache": "1MB"})]
-)
-def test_what_is_for_nodes_only_is_refused_at_once(name: str, options: dict[str, Any], data: Any) -> None:
-    kind = "homogeneous graphs" if isinstance(data, HeteroData) else "nodes, not for links"
-    message = f"`{name}` is for {kind}, but `data` is a {type(data).__name__} and `links` are given. HINT: "
-    with pytest.raises(ValueError, match=f"^{re.escape(message)}.+"):
-        GraphDataModule(data, links=LINKS, **options)
-
-
-@pytest.mark.parametrize("links", [3, "train", LinkSplit(ENDS), ENDS])
-def test_what_is_no_task_is_refused_at_once(links: Any) -> None:
-    with pytest.raises((TypeError, ValueError), match=r"^`links` must be a `LinkTask`, but got .* HINT: "):
-        GraphDataModule(make_data(), links=links)
-
-
-@pytest.mark.parametrize(
-    ("data", "task", "message"),
-    [
-        (
-            make_data(),
-            LinkTask(val=LinkSplit(torch.tensor([[0], [60]]))),
-            "`val.edge_label_index` must hold destinations from 0 to 59 (60 nodes), but found 60. HINT: ",
-        ),
-        (
-            make_hetero(),
-            LinkTask(train=LinkSplit(torch.tensor([[30], [3]])), edge_type=WRITES),
-            "`train.edge_label_index` must hold sources from 0 to 29 (30 nodes), but found 30. HINT: ",
-        ),
-        (make_data(), LinkTask(train=LinkSplit(ENDS), edge_type=CITES), "`edge_type` must be None in a homogeneous"),
-        (make_hetero(), LINKS, "`edge_type` must join two node types of the graph, ['author', 'paper', 'venue'], but"),
-        (
-            make_hetero(),
-            LinkTask(train=LinkSplit(ENDS), edge_type=("author", "likes", "film")),
-            "`edge_type` must join two node types of the graph, ['author', 'paper', 'venue'], but got ('author', 'lik",
-        ),
-    ],
-)
-def test_links_of_another_graph_are_refused(data: Any, task: LinkTask, message: str) -> None:
-    with pytest.raises(ValueError, match=f"^{re.escape(message)}"):
-        GraphDataModule(data, links=task, num_neighbors=[3]).setup("fit")
-
-
-def test_a_sampler_that_draws_its_own_seeds_is_refused() -> None:
-    message = (
-        "`sampler` must start from the seeds it is given, but SaintNodeSampler draws its own: the ends of a link might"
-        " not be in its batch. HINT: use a `NeighborSampler`."
-    )
-    with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
-        GraphDataModule(
-            make_data(), links=LINKS, sampler=partial(SaintNodeSampler), eval_num_neighbors=[3]
-        ).train_dataloader()
-
-
-def test_fewer_fan_outs_than_layers_are_refused() -> None:
-    message = "`num_neighbors` must hold one fan-out for each of the model's 2 layers, but samples 1 hop"
-    for kind in KINDS:
-        with pytest.raises(ValueError, match=f"^{re.escape(message)}"):
-            make_trainer(1).fit(LinkPredictor(kind), make_datamodule(kind, MODES[0], num_neighbors=[3]))
 
 
 def test_a_link_sees_nothing_from_after_its_time() -> None:

@@ -251,6 +251,11 @@ def large_data(num_columns: int) -> Data:
     return data
 
 
+def pickled_bytes(value: Any) -> int:
+    """Bytes of a pickle, without the addresses by which torch names storages, which are longer at times."""
+    return len(re.sub(rb"\d{12,16}", b"", pickle.dumps(value)))
+
+
 @pytest.mark.parametrize(("dtype", "value_bytes"), [(None, 4), ("float16", 2), ("int8", 1)])
 @pytest.mark.parametrize("use", ["fresh", "used", "trained"])
 def test_features_are_pickled_once(use: str, dtype: str | None, value_bytes: int) -> None:
@@ -262,7 +267,7 @@ def test_features_are_pickled_once(use: str, dtype: str | None, value_bytes: int
         elif use == "trained":
             model = NodeClassifier("sage", in_channels=num_columns, out_channels=C, hidden_channels=4)
             make_trainer(1).fit(model, datamodule)
-        sizes.append(len(pickle.dumps(datamodule)))
+        sizes.append(pickled_bytes(datamodule))
     value_bytes = 4 if use == "fresh" else value_bytes  # nothing was converted yet
     once = ROWS * (COLUMNS - 1) * value_bytes
     assert once <= sizes[0] - sizes[1] < 1.05 * once + 2000
@@ -282,7 +287,7 @@ def test_features_from_elsewhere_are_pickled_once(used: bool, kind: str) -> None
         datamodule = make_datamodule(data, features=rows)
         if used:
             next(iter(datamodule.train_dataloader()))
-        sizes.append(len(pickle.dumps(datamodule)))
+        sizes.append(pickled_bytes(datamodule))
     once = ROWS * (COLUMNS - 1) * (8 if kind == "sparse" else 4)  # with an int32 column for each value
     assert once <= sizes[0] - sizes[1] < 1.05 * once + 2000
 

@@ -37,7 +37,7 @@ def make_net(name: str, num_layers: int, **kwargs: Any) -> SampledGNN:
 
 def outputs_of(model: Any, data: Any, nodes: np.ndarray, *, num_workers: int = 0, **kwargs: Any) -> NodeOutputs:
     topology = Topology.from_edge_index(data.edge_index, N)
-    arguments = {"batch_size": 7, "in_degree": getattr(model, "needs_in_degree", False), **kwargs}
+    arguments = {"batch_size": 7, **kwargs}
     arguments["options"] = PipelineOptions(num_workers=num_workers)
     return layerwise_outputs(model, topology, data.x, nodes, **arguments)
 

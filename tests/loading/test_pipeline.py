@@ -1,4 +1,4 @@
-"""The pipeline on the simulated device, with delays that are against it."""
+"""The order and the bounds of a pipeline on the simulated device, with delays that are against it."""
 
 from __future__ import annotations
 
@@ -6,23 +6,20 @@ import random
 import re
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import closing
+from collections.abc import Iterator, Sequence
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from torch import Tensor
 
-from lightning_gnnopt.loading import DevicePlacement, HostPlacement, SimulatedDevice, ordered, simulated
-from lightning_gnnopt.loading.ordered import OrderedPrefetch
-from lightning_gnnopt.loading.pipeline import BatchPipeline, PipelineOptions, Stages
-from lightning_gnnopt.loading.placement import Placed, Placement
+from lightning_gnnopt.loading import DevicePlacement, HostPlacement, SimulatedDevice, simulated
+from lightning_gnnopt.loading.pipeline import PipelineOptions
+from lightning_gnnopt.loading.placement import Placed
 from lightning_gnnopt.loading.plan import BatchPlan
 
 from .graphs import prefetch_threads
 from .test_ordered import wait_until
-from .values import DEADLINE_S, SlowReader, numbers_in, value_plan
+from .values import DEADLINE_S, SlowReader, in_time, make_pipeline, numbers_in, taken, value_plan
 
 WORKERS = [0, 1, 2, 5]
 
@@ -31,43 +28,6 @@ WORKERS = [0, 1, 2, 5]
 def _no_thread_is_left() -> Iterator[None]:
     yield
     wait_until(lambda: prefetch_threads() == [])
-
-
-def make_pipeline(
-    num: int,
-    *,
-    plan: Callable[[int], BatchPlan] = value_plan,
-    sample: Callable[[int], Any] = lambda i: i,
-    placement: Placement | None = None,
-    **options: Any,
-) -> BatchPipeline:
-    stages = Stages(sample=sample, plan=lambda i, sampled: plan(sampled), describe=lambda i: f"batch {i} of epoch 9")
-    return BatchPipeline(stages, range(num), options=PipelineOptions(**options), placement=placement)
-
-
-def taken(pipeline: BatchPipeline) -> Iterator[list[Tensor]]:
-    with closing(iter(pipeline)) as batches:
-        for placed, _ in batches:
-            yield placed.take()
-    pipeline.transfers_s(wait=True)
-
-
-def in_time(work: Callable[[], object]) -> None:
-    """Fail, rather than wait for ever, if it comes to a deadlock."""
-    errors: list[BaseException] = []
-
-    def run() -> None:
-        try:
-            work()
-        except BaseException as error:
-            errors.append(error)
-
-    thread = threading.Thread(target=run, daemon=True)
-    thread.start()
-    thread.join(DEADLINE_S)
-    assert not thread.is_alive(), "a deadlock"
-    if errors:
-        raise errors[0]
 
 
 # ---- corruption and order --------------------------------------------------------------------------------------------
@@ -234,246 +194,6 @@ def test_no_deadlock_however_tight_the_bounds(seed: int) -> None:
             assert [numbers_in(batch) for batch in taken(pipeline)] == [{float(i)} for i in range(60)]
 
     in_time(run)
-
-
-@pytest.mark.parametrize("max_bytes", [1, 100_000])
-def test_closing_ends_workers_that_wait_for_memory(max_bytes: int) -> None:
-    pipeline = make_pipeline(50, num_workers=4, prefetch_factor=3, max_bytes_in_flight=max_bytes)
-    batches = iter(pipeline)
-    next(batches)
-    in_time(batches.close)
-    assert prefetch_threads() == []
-
-
-def test_an_error_ends_workers_that_wait_for_memory() -> None:
-    def fail(i: int) -> int:
-        if i == 0:
-            time.sleep(0.02)  # the others wait for memory by then
-            raise RuntimeError("the first one")
-        return i
-
-    def run() -> None:
-        with pytest.raises(RuntimeError, match="the first one"):
-            list(taken(make_pipeline(50, sample=fail, num_workers=4, max_bytes_in_flight=1)))
-
-    in_time(run)
-
-
-# ---- a worker that stalls --------------------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def stall(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., Any]]:
-    monkeypatch.setattr(ordered, "_JOIN_S", 0.01)
-    go_on = threading.Event()
-
-    def stands_still(*args: Any) -> None:
-        go_on.wait(DEADLINE_S)
-
-    yield stands_still
-    go_on.set()
-
-
-@pytest.mark.parametrize("stage", ["sample", "plan", "slice"])
-@pytest.mark.parametrize("num_workers", [1, 3])
-def test_a_worker_that_stalls_is_named(stage: str, num_workers: int, stall: Callable[..., Any]) -> None:
-    def at(name: str, i: int) -> int:
-        if (name, i) == (stage, 2):
-            stall()
-        return i
-
-    pipeline = make_pipeline(
-        20,
-        sample=lambda i: at("sample", i),
-        plan=lambda i: value_plan(at("plan", i), write=lambda i: at("slice", i)),
-        num_workers=num_workers,
-        timeout_s=0.3,
-    )
-    received: list[set[float]] = []
-
-    def run() -> None:
-        message = (
-            rf"Worker 'gnnopt-prefetch-\d' has made no progress for \d s \(`timeout_s` is 0\.3\): it is at '{stage}' of"
-            r" item 2\. HINT: raise `timeout_s` if that may take so long, or set it to None; the note below says where"
-        )
-        with pytest.raises(TimeoutError, match=message) as caught:
-            received.extend(numbers_in(batch) for batch in taken(pipeline))
-        (note,) = caught.value.__notes__
-        assert re.match(r"'gnnopt-prefetch-\d' stands at:\n", note)
-        assert "in stands_still" in note
-
-    in_time(run)
-    assert received == [{0.0}, {1.0}]
-
-
-def test_all_workers_may_stall_at_once(stall: Callable[..., Any]) -> None:
-    """As they do when a disk or a network does."""
-
-    def run() -> None:
-        with pytest.raises(TimeoutError, match="it is at 'sample' of item 0"):
-            list(taken(make_pipeline(20, sample=stall, num_workers=3, timeout_s=0.1)))
-
-    in_time(run)
-
-
-def test_a_worker_that_waits_for_memory_is_not_accused(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Its batch is due and it has been quiet for too long, again and again, until there is room."""
-    judged = []
-    fits, report_if_stuck = OrderedPrefetch._fits, OrderedPrefetch._report_if_stuck
-
-    def fits_late(prefetch: OrderedPrefetch[Any], place: int, nbytes: int) -> bool:
-        return len(judged) >= 5 and fits(prefetch, place, nbytes)
-
-    def judge(prefetch: OrderedPrefetch[Any]) -> None:
-        report_if_stuck(prefetch)
-        judged.append(prefetch._due_worker())
-        prefetch._changed.notify_all()
-
-    monkeypatch.setattr(OrderedPrefetch, "_fits", fits_late)
-    monkeypatch.setattr(OrderedPrefetch, "_report_if_stuck", judge)
-    pipeline = make_pipeline(1, num_workers=1, max_bytes_in_flight=1, timeout_s=0.4)
-    assert [numbers_in(batch) for batch in taken(pipeline)] == [{0.0}]
-    assert len(judged) >= 5
-    assert None not in judged
-
-
-def test_a_workers_own_timeout_is_an_error_like_any_other() -> None:
-    def fail(i: int) -> int:
-        raise TimeoutError("of a socket")
-
-    with pytest.raises(TimeoutError, match="of a socket") as caught:
-        list(taken(make_pipeline(5, sample=fail, num_workers=2)))
-    assert caught.value.__notes__ == ["This happened while batch 0 of epoch 9 was prepared."]
-
-
-# ---- errors ----------------------------------------------------------------------------------------------------------
-
-
-class ThirdError(Exception):
-    """Raised for batch 3."""
-
-
-def fail_at_3(i: int) -> int:
-    if i == 3:
-        raise ThirdError("three")
-    return i
-
-
-@pytest.mark.parametrize("num_workers", WORKERS)
-@pytest.mark.parametrize(
-    ("on_device", "stage"),
-    [(False, "sample"), (False, "plan"), (False, "write")]
-    + [(True, stage) for stage in ("sample", "plan", "write", "allocate", "submit")],
-)
-def test_an_error_comes_in_its_place_and_names_its_batch(stage: str, num_workers: int, on_device: bool) -> None:
-
-    def on(name: str, i: int) -> int:
-        return fail_at_3(i) if name == stage else i
-
-    with SimulatedDevice(host_computes=True) as device:
-        placement = DevicePlacement(device) if on_device else HostPlacement()
-        if isinstance(placement, DevicePlacement):
-            place = placement.place
-
-            def place_broken(plan: BatchPlan, name: str = "") -> Placed:
-                if name.startswith("batch 3 "):
-                    broken = SimpleNamespace(
-                        copies=device.copies, active=device.active, device_memory=device.device_memory
-                    )
-                    if stage == "submit":
-                        broken.copies = SimpleNamespace(
-                            record=device.copies.record,
-                            wait=device.copies.wait,
-                            submit=lambda work, nbytes=0: fail_at_3(3),
-                        )
-                    other = DevicePlacement(device)
-                    other.streams = broken
-                    if stage == "allocate":
-                        other._slabs._allocate = lambda nbytes: fail_at_3(3)
-                    return other.place(plan, name)
-                return place(plan, name)
-
-            if stage in ("allocate", "submit"):
-                placement.place = place_broken
-        pipeline = make_pipeline(
-            10,
-            sample=lambda i: on("sample", i),
-            plan=lambda i: value_plan(on("plan", i), write=lambda i: on("write", i)),
-            placement=placement,
-            num_workers=num_workers,
-        )
-        received: list[set[float]] = []
-        with pytest.raises(ThirdError, match="three") as caught:
-            received.extend(numbers_in(batch) for batch in taken(pipeline))
-    assert received == [{0.0}, {1.0}, {2.0}]
-    assert caught.value.__notes__ == ["This happened while batch 3 of epoch 9 was prepared."]
-    assert any(entry.name == "fail_at_3" for entry in caught.traceback)
-
-
-@pytest.mark.parametrize("num_workers", WORKERS)
-def test_an_error_on_the_device_names_its_batch(num_workers: int) -> None:
-    with SimulatedDevice() as device:
-        pipeline = make_pipeline(
-            30,
-            plan=lambda i: value_plan(i, unpack=fail_at_3),
-            placement=DevicePlacement(device),
-            num_workers=num_workers,
-        )
-        num = 0
-        with pytest.raises(ThirdError, match="three") as caught:
-            for num, _ in enumerate(taken(pipeline), 1):  # noqa: B007
-                pass
-    assert num >= 3 or num_workers > 1  # batches may be submitted out of order; an error ends them all, as CUDA's does
-    assert caught.value.__notes__ == ["This happened while batch 3 of epoch 9 was unpacked on the device."]
-    assert any(entry.name == "fail_at_3" for entry in caught.traceback)
-
-
-@pytest.mark.parametrize("num_workers", WORKERS)
-def test_a_copy_that_fails_does_not_go_unseen(num_workers: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    with SimulatedDevice() as device:
-        submit, copies = device.copies.submit, iter(range(100))
-
-        def submit_broken(work: Callable[[], object], *, nbytes: int = 0, seconds: float = 0.0) -> None:
-            number = next(copies) if nbytes else -1
-            submit(lambda: (fail_at_3(number), work()), nbytes=nbytes)
-
-        monkeypatch.setattr(device.copies, "submit", submit_broken)
-        pipeline = make_pipeline(30, placement=DevicePlacement(device), num_workers=num_workers)
-        with pytest.raises(ThirdError, match="three") as caught:
-            list(taken(pipeline))
-    assert any(entry.name == "fail_at_3" for entry in caught.traceback)
-
-
-@pytest.mark.parametrize("num_workers", [0, 2])
-def test_slabs_are_not_lost_over_a_hundred_passes_half_of_which_fail(num_workers: int) -> None:
-    with SimulatedDevice(host_computes=True) as device:
-        placement = DevicePlacement(device)
-        for number in range(100):
-            write = fail_at_3 if number % 2 else int
-            pipeline = make_pipeline(
-                6, plan=lambda i, write=write: value_plan(i, write=write), placement=placement, num_workers=num_workers
-            )
-            received = []
-            try:
-                received.extend(numbers_in(batch) for batch in taken(pipeline))
-            except ThirdError:
-                assert number % 2
-            assert received == [{float(i)} for i in range(3 if number % 2 else 6)]
-        assert placement._slabs.num_slabs <= placement._slabs.target
-        assert placement._staging.num_slabs <= placement._staging.target
-
-
-@pytest.mark.parametrize("num_workers", [0, 2])
-def test_an_abandoned_pass_leaves_the_placement_usable(num_workers: int) -> None:
-    with SimulatedDevice(host_computes=True) as device:
-        placement = DevicePlacement(device)
-        for _ in range(20):
-            batches = taken(make_pipeline(12, placement=placement, num_workers=num_workers))
-            assert [numbers_in(next(batches)) for _ in range(3)] == [{0.0}, {1.0}, {2.0}]
-            batches.close()
-        assert placement._slabs.num_slabs <= placement._slabs.target
-        whole = [numbers_in(batch) for batch in taken(make_pipeline(12, placement=placement, num_workers=num_workers))]
-        assert whole == [{float(i)} for i in range(12)]
 
 
 # ---- what is counted -------------------------------------------------------------------------------------------------

@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import re
-import threading
-import zlib
 from collections.abc import Callable
 from dataclasses import replace
-from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +19,6 @@ from torch_geometric.data import Data, HeteroData
 
 from lightning_gnnopt.loading import BatchBuilder, GraphDataModule, NodeSource, PrefetchLoader, SeedOrder
 from lightning_gnnopt.loading.groups import GroupOrder
-from lightning_gnnopt.loading.returned import EpochBatches
 from lightning_gnnopt.sampling import SampleKey, Subgraph, Topology
 from lightning_gnnopt.sampling.cluster import ClusterSampler
 from lightning_gnnopt.sampling.saint_node import SaintNodeSampler
@@ -30,6 +26,7 @@ from lightning_gnnopt.sampling.saint_node import SaintNodeSampler
 from .graphs import make_data, make_loader, prefetch_threads, same_batch, same_batches
 from .hetero_graphs import make_hetero
 from .modules import Recorder, make_trainer
+from .shrinking import MIXED, Shrink, any_number, at_most, expected_inputs, first_seeds, inputs, make_shrinking, seen
 from .test_link_source import make_plain
 
 
@@ -37,64 +34,6 @@ from .test_link_source import make_plain
 def _no_thread_is_left() -> None:
     yield
     assert prefetch_threads() == []
-
-
-def first_seeds(subgraph: Subgraph, num_seeds: int) -> Subgraph:
-    """Keep the first seeds; the others become nodes of the first hop."""
-    counts = list(subgraph.num_sampled_nodes or [])
-    counts[1] += counts[0] - num_seeds
-    counts[0] = num_seeds
-    return replace(subgraph, num_sampled_nodes=counts, batch_size=num_seeds)
-
-
-class Shrink:
-    """Keeps as many seeds as a rule says, which is given the batch's seeds."""
-
-    returns_seeds = True
-
-    def __init__(self, rule: Callable[[list[int]], int]) -> None:
-        self.rule = rule
-
-    def __call__(self, subgraph: Subgraph, resample: Callable[[int], Subgraph]) -> Subgraph:
-        seeds = subgraph.n_id[: subgraph.batch_size].tolist()
-        return first_seeds(subgraph, min(self.rule(seeds), len(seeds)))
-
-
-def any_number(salt: int) -> Callable[[list[int]], int]:
-    """A rule that follows no rule: from one to all."""
-    return lambda seeds: 1 + zlib.crc32(bytes([*seeds, salt])) % len(seeds)
-
-
-_MIXED = any_number(34)  # nine batches in epoch 0 and eleven in epoch 1, of the five that are planned
-
-
-def at_most(num_seeds: int) -> Callable[[list[int]], int]:
-    return lambda seeds: num_seeds
-
-
-def make_shrinking(rule: Callable[[list[int]], int] | None = None, **options: Any) -> PrefetchLoader:
-    """A loader of five planned batches."""
-    return make_loader(transforms=[Shrink(_MIXED if rule is None else rule)], **options)
-
-
-def inputs(batches: list[Data]) -> list[list[int]]:
-    return [batch.input_id.tolist() for batch in batches]
-
-
-def seen(batches: list[Data]) -> list[int]:
-    return list(chain.from_iterable(inputs(batches)))
-
-
-def expected_inputs(order: list[list[int]], rule: Callable[[list[int]], int], batch_size: int) -> list[list[int]]:
-    """What an epoch's batches are to be, as one would do it by hand: a queue that is worked off round by round."""
-    done: list[list[int]] = []
-    while order:
-        queue: list[int] = []
-        for seeds in order:
-            done.append(seeds[: rule(seeds)])
-            queue += seeds[rule(seeds) :]
-        order = [queue[i : i + batch_size] for i in range(0, len(queue), batch_size)]
-    return done
 
 
 # ---- what comes when -------------------------------------------------------------------------------------------------
@@ -260,255 +199,6 @@ def test_where_no_seed_can_be_left_out(kind: str, reason: str) -> None:
     assert len(list(loader)) == len(loader)
 
 
-# ---- going on from a state -------------------------------------------------------------------------------------------
-
-
-def saved(loader: PrefetchLoader, path: Path) -> dict[str, Any]:
-    """A state as it comes out of a checkpoint."""
-    torch.save(loader.state_dict(), path)
-    state: dict[str, Any] = torch.load(path, weights_only=True)
-    return state
-
-
-@pytest.mark.parametrize("num_workers", [0, 2])
-def test_a_resumed_pass_goes_on_wherever_it_was(num_workers: int, tmp_path: Path) -> None:
-    whole = [list(epoch) for epoch in [make_shrinking(num_workers=0)] for _ in range(2)]
-    assert [len(epoch) for epoch in whole] == [9, 11]
-    for epoch, batches in enumerate(whole):
-        for number in range(len(batches) + 1):
-            loader, resumed = make_shrinking(num_workers=num_workers), make_shrinking(num_workers=num_workers)
-            loader.set_epoch(epoch)
-            iterator = iter(loader)
-            assert len(list(islice(iterator, number))) == number
-            state = saved(loader, tmp_path / "state.pt")
-            assert (state["epoch"], state["batch"]) == (epoch, number)
-            iterator.close()
-            resumed.load_state_dict(state)
-            if number < len(batches):
-                assert resumed.state_dict() == state
-                assert same_batches(list(resumed), batches[number:])
-            assert resumed.sampler.current_epoch == epoch + 1
-
-
-def test_what_was_prepared_ahead_is_not_in_the_state() -> None:
-    """Half of the batches may be through their transforms when one has been delivered."""
-    done = threading.Event()
-    through: list[int] = []
-
-    def rule(seeds: list[int]) -> int:
-        through.append(len(seeds))
-        if len(through) == 4:
-            done.set()
-        return 2
-
-    loader = make_shrinking(rule, num_workers=3)
-    iterator = iter(loader)
-    next(iterator)
-    assert done.wait(30)
-    assert loader.state_dict()["kept"] == {0: {0: 2}}
-    iterator.close()
-
-
-def test_what_the_consumer_did_not_begin_with_is_not_in_the_state() -> None:
-    begun = [100]  # whatever it counted before
-    whole, loader = list(make_shrinking(num_workers=0)), make_shrinking(num_workers=2)
-    loader.num_used = lambda: begun[0]
-    iterator = iter(loader)
-    next(iterator)  # fetched ahead
-    assert loader.state_dict()["batch"] == 0
-    for number in range(1, 10):
-        next(iterator, None)
-        begun[0] += 1
-        state, resumed = loader.state_dict(), make_shrinking(num_workers=0)
-        assert (state["epoch"], state["batch"]) == ((0, number) if number < 9 else (1, 0))
-        resumed.load_state_dict(state)
-        resumed.num_used = lambda: begun[0]
-        if number < 9:
-            assert resumed.state_dict() == state
-            assert same_batches(list(resumed), whole[number:])
-
-
-def test_a_state_holds_plain_numbers(tmp_path: Path) -> None:
-    loader = make_shrinking(at_most(5), num_workers=0)
-    iterator = iter(loader)
-    list(islice(iterator, 6))
-    state = saved(loader, tmp_path / "state.pt")
-    assert state == loader.state_dict()
-    assert state["kept"] == {0: dict.fromkeys([0, 1, 2, 3, 5], 5)}  # batch 4 has three seeds
-    assert state["rounds"] == [2]  # the twelve that are left
-    iterator.close()
-
-
-def test_the_rest_is_refused_without_the_transform() -> None:
-    loader, plain = make_shrinking(num_workers=0), make_loader(num_workers=0)
-    iterator = iter(loader)
-    next(iterator)
-    state = loader.state_dict()
-    iterator.close()
-    with pytest.raises(ValueError, match=r"^The checkpoint was saved after batch 1 .*`returns_seeds` True \(now False"):
-        plain.load_state_dict(state)
-    other = make_shrinking(num_workers=0, batch_size=4)
-    with pytest.raises(ValueError, match=r"`batch_size` 8 \(now 4\)"):
-        other.load_state_dict(state)
-
-
-def test_a_state_from_before_the_transform_was_there_is_one_that_left_out_nothing() -> None:
-    plain, loader = make_loader(num_workers=0), make_shrinking(num_workers=0)
-    iterator = iter(plain)
-    done = list(islice(iterator, 2))
-    loader.load_state_dict(plain.state_dict())
-    iterator.close()
-    rest = list(loader)
-    assert sorted(seen([*done, *rest])) == list(range(35))
-
-
-# ---- several ranks ---------------------------------------------------------------------------------------------------
-
-
-class Ranks:
-    """What a reduction over the processes does, for threads."""
-
-    def __init__(self, world_size: int) -> None:
-        self.barrier = threading.Barrier(world_size, timeout=30)
-        self.values: list[Any] = [None] * world_size
-        self.calls: list[list[int]] = []
-
-    def gather(self, rank: int, value: Any) -> list[Any]:
-        self.values[rank] = value
-        self.barrier.wait()
-        values = list(self.values)
-        self.barrier.wait()
-        return values
-
-    def agree(self, rank: int, number: int) -> int:
-        numbers = self.gather(rank, number)
-        if rank == 0:
-            self.calls.append(numbers)
-        return max(numbers)
-
-
-def on_ranks(world_size: int, run: Callable[[PrefetchLoader], Any], rule_of: Any, **options: Any) -> tuple[list, Ranks]:
-    """Run something at once on a loader of each rank."""
-    ranks, results, errors = Ranks(world_size), [None] * world_size, []
-
-    def work(rank: int) -> None:
-        try:
-            loader = make_shrinking(rule_of(rank), order={"rank": rank, "world_size": world_size}, **options)
-            loader.agree = lambda number: ranks.agree(rank, number)
-            loader.gather = lambda value: ranks.gather(rank, value)
-            results[rank] = run(loader)
-        except BaseException as error:
-            errors.append(error)
-            ranks.barrier.abort()
-
-    threads = [threading.Thread(target=work, args=(rank,)) for rank in range(world_size)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert errors == []
-    return results, ranks
-
-
-def test_all_ranks_make_the_same_number_of_steps() -> None:
-    # A rank has 18 seeds: batches of 4, 4, 4, 4, 2. Rank 0 leaves out 3 of each full batch, rank 1 none.
-    (first, second), ranks = on_ranks(
-        2, lambda loader: list(loader), lambda rank: at_most([1, 4][rank]), batch_size=4, num_workers=0
-    )
-    # 13 left (one of the last batch), then 3 x 3, then 2 x 3 of 9 = 4, 4, 1 and so on.
-    left_out, expected = 13, []
-    while left_out:
-        number = -(-left_out // 4)
-        expected.append([number, 0])
-        left_out -= number
-    assert ranks.calls == [*expected, [0, 0]]
-    assert len(first) == len(second) == 5 + sum(number for number, _ in expected)
-    orders = [SeedOrder(35, 4, shuffle=True, seed=5, rank=rank, world_size=2).epoch(0).tolist() for rank in (0, 1)]
-    assert sorted(seen(first)) == sorted(orders[0])
-    # The other goes through its own seeds again, in their order and around.
-    again = seen(second[5:])
-    assert seen(second[:5]) == orders[1]
-    assert again == (orders[1] * 10)[: len(again)]
-    assert all(batch.batch_size == 4 for batch in second[5:])
-
-
-def test_seeds_that_stand_in_for_missing_ones_do_not_come_back() -> None:
-    """A rank that repeats seeds may have to leave some out then, which were seen before."""
-    results, ranks = on_ranks(
-        3, lambda loader: list(loader), lambda rank: at_most([1, 4, 3][rank]), batch_size=4, num_workers=1
-    )
-    assert len({len(batches) for batches in results}) == 1
-    for rank, batches in enumerate(results):
-        order = SeedOrder(35, 4, shuffle=True, seed=5, rank=rank, world_size=3).epoch(0).tolist()
-        assert set(seen(batches)) == set(order)
-        num_own = next(number for number in range(len(batches) + 1) if set(seen(batches[:number])) == set(order))
-        assert sorted(seen(batches[:num_own])) == sorted(order)  # once, until all were there
-    assert ranks.calls[-1] == [0, 0, 0]
-
-
-@pytest.mark.parametrize("number", [0, 3, 5, 6, 7])
-def test_each_rank_resumes_with_what_it_left_out_itself(number: int) -> None:
-    def rule_of(rank: int) -> Callable[[list[int]], int]:
-        return any_number(rank)
-
-    def whole(loader: PrefetchLoader) -> list[Data]:
-        return list(loader)
-
-    def part(loader: PrefetchLoader) -> dict[str, Any]:
-        iterator = iter(loader)
-        list(islice(iterator, number))
-        state = loader.state_dict()
-        iterator.close()
-        return state
-
-    epochs, _ = on_ranks(2, whole, rule_of, batch_size=4, num_workers=0)
-    states, _ = on_ranks(2, part, rule_of, batch_size=4, num_workers=1)
-    assert number < len(epochs[0])
-    assert states[0] == states[1]
-
-    def rest(loader: PrefetchLoader) -> list[Data]:
-        loader.load_state_dict(states[0])  # Lightning saves that of rank 0
-        return list(loader)
-
-    resumed, _ = on_ranks(2, rest, rule_of, batch_size=4, num_workers=1)
-    for batches, all_batches in zip(resumed, epochs, strict=True):
-        assert same_batches(batches, all_batches[number:])
-
-
-def test_a_rank_without_a_state_of_its_own_does_not_go_on() -> None:
-    loaders = [make_shrinking(order={"rank": rank, "world_size": 2}, num_workers=0) for rank in (0, 1)]
-    for loader in loaders:
-        loader.agree = lambda number: number
-    iterator = iter(loaders[0])
-    next(iterator)
-    with pytest.raises(ValueError, match=r"^The checkpoint was saved after batch 1 .* `rank` 0 \(now 1\)"):
-        loaders[1].load_state_dict(loaders[0].state_dict())
-    iterator.close()
-
-
-def test_ranks_must_agree() -> None:
-    loader = make_shrinking(order={"world_size": 2}, num_workers=0)
-    with pytest.raises(ValueError, match=r"^`agree` must be set .* on one of 2 ranks, .* but it is None. HINT: "):
-        next(iter(loader))
-    loader.agree = lambda number: 0
-    with pytest.raises(ValueError, match=r"^`agree` must return the largest .* this rank has 2 and it returned 0"):
-        list(loader)
-
-
-def test_a_round_that_no_batch_is_through_of_is_agreed_on_anew() -> None:
-    batches = EpochBatches(SeedOrder(8, 4), 0)
-    rounds = batches.rounds()
-    assert list(next(rounds)) == [0, 1]
-    batches.keep(0, 1)
-    assert list(next(rounds)) == [2]
-    assert batches.state(2) == ({0: 1}, [])
-    assert batches.state(3) == ({0: 1}, [1])
-    batches.keep(2, 1)
-    assert list(next(rounds)) == [3]
-    assert batches.state(3) == ({0: 1, 2: 1}, [1])
-    assert batches.inputs(3).tolist() == [2, 3]
-
-
 # ---- under a Trainer -------------------------------------------------------------------------------------------------
 
 
@@ -551,7 +241,7 @@ def make_datamodule(**options: Any) -> GraphDataModule:
 def fit(*callbacks: L.Callback, num_workers: int = 0, path: Path | None = None, **options: Any) -> Recorder:
     module = Recorder()
     trainer = make_trainer(2, callbacks=[Follows(), *callbacks], **options)
-    datamodule = make_datamodule(transforms=[Shrink(_MIXED)], num_workers=num_workers)
+    datamodule = make_datamodule(transforms=[Shrink(MIXED)], num_workers=num_workers)
     trainer.fit(module, datamodule, ckpt_path=path, weights_only=None if path is None else True)
     return module
 
@@ -573,7 +263,7 @@ def test_a_fit_of_two_epochs(num_workers: int) -> None:
 
 def test_a_callback_may_add_the_transform_when_the_trainer_takes_the_loader(reference: Recorder) -> None:
     module = Recorder()
-    trainer = make_trainer(2, callbacks=[Follows(Shrink(_MIXED))], num_sanity_val_steps=0)
+    trainer = make_trainer(2, callbacks=[Follows(Shrink(MIXED))], num_sanity_val_steps=0)
     trainer.fit(module, make_datamodule(num_workers=2))
     assert module.losses == reference.losses
 
@@ -616,7 +306,7 @@ def test_limited_epochs_are_cut_and_validated(reference: Recorder) -> None:
 def test_gradients_are_accumulated_to_the_end_of_the_epoch() -> None:
     module = Recorder()
     trainer = make_trainer(1, callbacks=[Follows()], accumulate_grad_batches=2)
-    trainer.fit(module, make_datamodule(transforms=[Shrink(_MIXED)]))
+    trainer.fit(module, make_datamodule(transforms=[Shrink(MIXED)]))
     assert len(module.losses) == 9
     assert trainer.global_step == 5
 

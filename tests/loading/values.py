@@ -1,9 +1,11 @@
-"""Batches that are full of one number, so that a byte of another batch in them shows; and what reads them late."""
+"""Batches that are full of one number, so that a byte of another batch in them shows; pipelines and late readers."""
 
 from __future__ import annotations
 
+import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing
 from typing import Any
 
 import numpy as np
@@ -12,7 +14,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from lightning_gnnopt.loading import SimulatedDevice
+from lightning_gnnopt.loading.pipeline import BatchPipeline, PipelineOptions, Stages
+from lightning_gnnopt.loading.placement import Placement
 from lightning_gnnopt.loading.plan import BatchPlan, Field, Packed, Part
+from lightning_gnnopt.loading.slabs import SlabPool
 
 DEADLINE_S = 20.0
 """When a test gives up on what should have happened."""
@@ -89,3 +94,57 @@ class SlowReader:
 def numbers_in(tensors: Sequence[Tensor]) -> set[float]:
     """Which numbers stand in some tensors."""
     return {float(number) for tensor in tensors for number in np.unique(tensor.numpy())}
+
+
+def make_pipeline(
+    num: int,
+    *,
+    plan: Callable[[int], BatchPlan] = value_plan,
+    sample: Callable[[int], Any] = lambda i: i,
+    placement: Placement | None = None,
+    **options: Any,
+) -> BatchPipeline:
+    stages = Stages(sample=sample, plan=lambda i, sampled: plan(sampled), describe=lambda i: f"batch {i} of epoch 9")
+    return BatchPipeline(stages, range(num), options=PipelineOptions(**options), placement=placement)
+
+
+def taken(pipeline: BatchPipeline) -> Iterator[list[Tensor]]:
+    with closing(iter(pipeline)) as batches:
+        for placed, _ in batches:
+            yield placed.take()
+    pipeline.transfers_s(wait=True)
+
+
+def in_time(work: Callable[[], object]) -> None:
+    """Fail, rather than wait for ever, if it comes to a deadlock."""
+    errors: list[BaseException] = []
+
+    def run() -> None:
+        try:
+            work()
+        except BaseException as error:
+            errors.append(error)
+
+    thread = threading.Thread(target=run, daemon=True)
+    thread.start()
+    thread.join(DEADLINE_S)
+    assert not thread.is_alive(), "a deadlock"
+    if errors:
+        raise errors[0]
+
+
+class Gate:
+    """Holds up a stream until it is opened."""
+
+    def __init__(self) -> None:
+        self._open = threading.Event()
+
+    def __call__(self) -> None:
+        assert self._open.wait(DEADLINE_S)
+
+    def open(self) -> None:
+        self._open.set()
+
+
+def only_one_slab(pool: SlabPool) -> None:
+    pool.target = 1

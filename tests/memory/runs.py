@@ -14,7 +14,9 @@ import torch
 import torch.nn.functional as F
 from lightning.pytorch.callbacks import Callback
 from torch import Tensor, nn
+from torch.optim import SGD, Adam
 from torch_geometric.data import Data
+from torch_geometric.loader import NodeLoader
 from torch_geometric.nn import GATConv, GCNConv, GINEConv, SAGEConv
 from torchmetrics.classification import MulticlassAccuracy
 
@@ -291,3 +293,31 @@ def same_state(one: Any, other: Any) -> bool:
     if isinstance(one, (list, tuple)):
         return len(one) == len(other) and all(map(same_state, one, other))
     return bool(one == other)
+
+
+class ManualNet(Net):
+    """Two optimizers that take turns."""
+
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.automatic_optimization = False
+
+    def configure_optimizers(self) -> Any:
+        return Adam(self.convs[0].parameters(), lr=0.02), SGD(self.convs[1].parameters(), lr=0.1, momentum=0.9)
+
+    def training_step(self, batch: Data, batch_idx: int) -> None:
+        loss = self.loss(batch, self(batch)[: batch.batch_size])
+        for optimizer in self.optimizers():
+            optimizer.zero_grad()
+        self.manual_backward(loss)
+        for optimizer in self.optimizers():
+            optimizer.step()
+
+
+def node_loader(data: Data | None = None, mask: str = "train_mask", **kwargs: Any) -> NodeLoader:
+    """PyG's loader around our sampler."""
+    data = make_graph() if data is None else data
+    ours = make_datamodule(data, edge_id=True)
+    ours.setup("fit")
+    options: dict[str, Any] = {"batch_size": 32, "shuffle": mask == "train_mask", **kwargs}
+    return NodeLoader(data, node_sampler=ours.sampler, input_nodes=data[mask], **options)

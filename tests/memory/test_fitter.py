@@ -1,10 +1,9 @@
-"""Fitters with a footprint made by hand: 90 bytes a node and 40 an edge in the step, 50 and 16 in the batch."""
+"""Fitters that leave a batch as it is, prune it or split it; the footprint is that of `fitting.py`."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from functools import partial
 from itertools import pairwise
 from typing import Any
 
@@ -15,98 +14,25 @@ from torch_geometric.data import Data, HeteroData
 
 from lightning_gnnopt.loading import LinkSplit, LinkTask
 from lightning_gnnopt.memory.any_batch import names_seeds
-from lightning_gnnopt.memory.features import FeatureReader
-from lightning_gnnopt.memory.fitter import Fitter
-from lightning_gnnopt.memory.footprint import Ahead, Footprint
-from lightning_gnnopt.memory.policy import MemoryBudgetError, Policy
-from lightning_gnnopt.memory.predictors import AnalyticPredictor, MaxAffinePredictor
-from lightning_gnnopt.memory.tally import Tally
-from lightning_gnnopt.sampling import ClusterSampler, LinkSubgraph, Subgraph
-from tests.memory.runs import make_datamodule, make_graph
-
-HELD = 10_000
-NODE, EDGE, BATCH_NODE, BATCH_EDGE = 90, 40, 50, 16
-
-LOADERS: dict[str, dict[str, Any]] = {
-    "hops": {},
-    "trees": {"sampler": "shadow", "num_neighbors": [4, 3]},
-    "clusters": {
-        "sampler": partial(ClusterSampler, num_parts=12, clusters_per_batch=3),
-        "num_neighbors": None,
-        "eval_num_neighbors": [6, 4],
-    },
-}
-
-
-def loader_of(name: str = "hops", **options: Any) -> Any:
-    datamodule = make_datamodule(**{**LOADERS[name], **options})
-    datamodule.setup("fit")
-    return datamodule.train_dataloader()
-
-
-def drawn(name: str = "hops", num_inputs: int = 32, attempt: int = 0, **options: Any) -> tuple[Any, Any]:
-    subgraph, batch = loader_of(name, **options).draw(num_inputs, attempt=attempt)
-    return subgraph, batch
-
-
-def bytes_of(batch: Any, ahead: int = 0) -> int:
-    """What the footprint should say, from the sizes of the arrays."""
-    nodes, edges = int(batch.num_nodes), int(batch.num_edges)
-    return HELD + NODE * nodes + EDGE * edges + (1 + ahead) * (BATCH_NODE * nodes + BATCH_EDGE * edges)
-
-
-def part_bytes(whole: Any, part: Any) -> int:
-    nodes, edges = whole.num_nodes, whole.num_edges
-    batches = BATCH_NODE * (nodes + part.num_nodes) + BATCH_EDGE * (edges + part.num_edges)
-    return int(HELD + batches + NODE * part.num_nodes + EDGE * part.num_edges)
-
-
-def footprint_of(example: Any, *, ahead: int = 0, **costs: float) -> Footprint:
-    reader = FeatureReader(example, loops="loops" in costs, padded="padded" in costs)
-
-    def row(node: float, edge: float) -> list[float]:
-        by_kind = {"nodes": node, "edges": edge, **costs}
-        return [0.0] + [by_kind.get(name.split("_")[0], 0.0) for name in reader.names]
-
-    step = row(NODE, EDGE)
-    predictor = AnalyticPredictor([step], feature_names=reader.names)
-    batch_row = np.array([value if value in (BATCH_NODE, BATCH_EDGE) else 0 for value in row(BATCH_NODE, BATCH_EDGE)])
-    return Footprint(
-        reader=reader,
-        predictors={"step": predictor},
-        batch_row=batch_row,
-        held_bytes=HELD,
-        ahead=Ahead(batches=ahead),
-    )
-
-
-def make(
-    example: Any, budget: float, on_exceed: str | Sequence[str] = "prune", *, stage: str = "train", **options: Any
-) -> Fitter:
-    policy = {
-        name: options.pop(name)
-        for name in ("max_resamples", "pruning", "keep_connected", "exact", "depth", "loss_reduction")
-        if name in options
-    }
-    weights = options.pop("weights", None)
-    return Fitter(
-        footprint_of(example, **options),
-        int(budget),
-        Policy(on_exceed=on_exceed, **policy),  # type: ignore[arg-type]
-        stage,
-        Tally(),
-        weights=weights,
-    )
-
-
-def budget_for(batch: Any, share: float) -> int:
-    """A share of what the batch takes beyond the model."""
-    return HELD + int(share * (bytes_of(batch) - HELD))
-
-
-def seeds_of(batch: Any) -> list[int]:
-    return [int(node) for node in batch.n_id[: batch.batch_size]]
-
+from lightning_gnnopt.memory.policy import MemoryBudgetError
+from lightning_gnnopt.memory.predictors import MaxAffinePredictor
+from lightning_gnnopt.sampling import LinkSubgraph
+from tests.memory.fitting import (
+    BATCH_EDGE,
+    BATCH_NODE,
+    EDGE,
+    HELD,
+    LOADERS,
+    NODE,
+    budget_for,
+    bytes_of,
+    drawn,
+    loader_of,
+    make,
+    part_bytes,
+    seeds_of,
+)
+from tests.memory.runs import make_graph
 
 # What fits
 
@@ -277,164 +203,6 @@ def test_types_of_edges_cannot_be_cut_and_it_says_so() -> None:
     batch["a", "to", "a"].num_sampled_edges = [2]
     with pytest.raises(MemoryBudgetError, match=r"prune: batches of heterogeneous graphs cannot be cut.* HINT: "):
         make(batch, HELD + 10)(batch)
-
-
-# Resampling
-
-
-class Draws:
-    """Gives prepared batches, and notes what it was asked for."""
-
-    def __init__(self, batches: Sequence[Any]) -> None:
-        self.batches, self.attempts = list(batches), list[int]()
-
-    def __call__(self, attempt: int) -> Any:
-        self.attempts.append(attempt)
-        return self.batches[attempt - 1]
-
-
-def of_fanouts(*fanouts: int) -> list[Subgraph]:
-    return [drawn(num_neighbors=[fanout, 4])[0] for fanout in fanouts]
-
-
-def test_the_first_draw_that_fits_is_taken() -> None:
-    large, *others = of_fanouts(8, 7, 6, 2, 1)
-    draws = Draws(others)
-    fitter = make(large, bytes_of(others[2]), ("resample", "prune"))
-    assert fitter(large, draws) is others[2]
-    assert draws.attempts == [1, 2, 3]
-    tally = fitter.tally
-    assert (tally.batches, tally.over, tally.resamples, tally.pruned) == (1, 1, 3, 0)
-    assert tally.edges == others[2].num_edges
-
-
-def test_if_none_fits_the_smallest_is_pruned() -> None:
-    large, *others = of_fanouts(8, 7, 3, 6)
-    fitter = make(large, budget_for(others[1], 0.8), ("resample", "prune"), max_resamples=3)
-    pruned = fitter(large, Draws(others))
-    assert set(pruned.positions.tolist()) <= set(others[1].positions.tolist())
-    assert (fitter.tally.resamples, fitter.tally.edges) == (3, others[1].num_edges)
-
-
-def test_draws_that_are_all_alike_are_given_up() -> None:
-    (large,) = of_fanouts(8)
-    draws = Draws([large] * 10)
-    make(large, bytes_of(large) - 100, ("resample", "prune"))(large, draws)
-    assert draws.attempts == [1, 2, 3]
-
-
-def test_draws_that_differ_are_all_tried() -> None:
-    sizes = [8, 2, 8, 2, 8, 2, 8, 2, 8, 2]
-    large, *others = of_fanouts(8, *sizes)
-    draws = Draws(others)
-    make(large, bytes_of(others[1]) - 100, ("resample", "prune"))(large, draws)
-    assert draws.attempts == list(range(1, 11))
-
-
-@pytest.mark.parametrize("max_resamples", [0, 2])
-def test_no_more_draws_than_allowed(max_resamples: int) -> None:
-    (large,) = of_fanouts(8)
-    draws = Draws([large] * 10)
-    make(large, bytes_of(large) - 1, ("resample", "prune"), max_resamples=max_resamples)(large, draws)
-    assert len(draws.attempts) == max_resamples
-
-
-def test_how_to_draw_anew_is_asked_only_where_it_may_help() -> None:
-    large, small = of_fanouts(8, 2)
-    asked: list[str] = []
-    fitter = make(large, bytes_of(small), ("resample", "prune"))
-    fitter.fit(small, lambda: asked.append("fits"))  # type: ignore[func-returns-value]
-    fitter.spread_bytes = (bytes_of(large) - bytes_of(small)) / 4.1
-    fitter.fit(large, lambda: asked.append("hopeless"))  # type: ignore[func-returns-value]
-    assert (asked, fitter.tally.pruned) == ([], 1)
-    fitter.spread_bytes = (bytes_of(large) - bytes_of(small)) / 3.9
-    draws = Draws([small])
-    assert fitter.fit(large, lambda: draws) is small
-    assert draws.attempts == [1]
-
-
-def test_without_a_way_to_draw_anew_it_is_pruned() -> None:
-    (large,) = of_fanouts(8)
-    fitter = make(large, budget_for(large, 0.5), ("resample", "prune"))
-    assert bytes_of(fitter(large)) <= fitter.budget_bytes
-    assert fitter.tally.resamples == 0
-
-
-def test_a_resampled_batch_that_is_too_large_is_left_to_the_split() -> None:
-    large, *others = of_fanouts(8, 3, 6)
-    fitter = make(large, budget_for(others[0], 0.8), ("resample", "split"), max_resamples=2)
-    assert fitter(large, Draws(others)) is others[0]
-    assert fitter.splits
-
-
-def test_watching_changes_nothing() -> None:
-    subgraph, batch = drawn()
-    for stage in ("train", "val"):
-        fitter = make(subgraph, HELD + 1, "watch", stage=stage)
-        assert fitter(subgraph, lambda attempt: pytest.fail("drawn anew")) is subgraph
-        assert fitter.parts(batch) is None
-        assert (fitter.tally.batches, fitter.tally.over, fitter.tally.splits) == (1, 1, 0)
-
-
-# Shrinking
-
-
-@pytest.mark.parametrize("share", [0.9, 0.5, 0.2])
-@pytest.mark.parametrize("name", LOADERS)
-def test_leading_seeds_stay_and_no_edge_of_theirs_goes(name: str, share: float) -> None:
-    subgraph, _ = drawn(name)
-    budget = budget_for(subgraph, share)
-    fitter = make(subgraph, budget, ("shrink", "prune"), depth=1 if name == "clusters" else None)
-    assert fitter.returns_seeds
-    if name == "clusters" and share < 0.9:
-        return
-    shrunk = fitter(subgraph)
-    assert bytes_of(shrunk) <= budget
-    assert 0 < shrunk.batch_size < subgraph.batch_size
-    assert seeds_of(shrunk) == seeds_of(subgraph)[: shrunk.batch_size]
-    tally = fitter.tally
-    assert (tally.shrunk, tally.returned_seeds) == (1, subgraph.batch_size - shrunk.batch_size)
-    for seed in range(shrunk.batch_size):  # in-edges, by their places in the graph
-        mine, whole = shrunk.positions[shrunk.col == seed], subgraph.positions[subgraph.col == seed]
-        assert sorted(mine.tolist()) == sorted(whole.tolist())
-
-
-def test_as_many_seeds_stay_as_fit() -> None:
-    """The reference tries each number; one that fills 97 % of the budget will do."""
-    subgraph, _ = drawn()
-    for share in (0.9, 0.6, 0.3):
-        budget = budget_for(subgraph, share)
-        shrunk = make(subgraph, budget, "shrink")(subgraph)
-        more = make(subgraph, budget, "shrink")
-        assert bytes_of(shrunk) >= 0.97 * budget or not fits_with(more, subgraph, shrunk.batch_size + 1)
-
-
-def fits_with(fitter: Fitter, subgraph: Subgraph, num_seeds: int) -> bool:
-    """Whether so many leading seeds fit, found by a walk over the edges in plain Python."""
-    hops = 2
-    reached = list(range(num_seeds))
-    frontier, edges = set(reached), 0
-    seen = set(reached)
-    for _ in range(hops):
-        found = [e for e in range(subgraph.num_edges) if int(subgraph.col[e]) in frontier]
-        edges += len(found)
-        frontier = {int(subgraph.row[e]) for e in found} - seen
-        seen |= frontier
-    nodes = len(seen)
-    return HELD + (NODE + BATCH_NODE) * nodes + (EDGE + BATCH_EDGE) * edges <= fitter.budget_bytes
-
-
-def test_a_single_seed_that_does_not_fit() -> None:
-    subgraph, _ = drawn()
-    with pytest.raises(MemoryBudgetError, match=r"shrink: The seeds alone"):
-        make(subgraph, HELD + 150, "shrink")(subgraph)
-
-
-def test_shrinking_gives_up_seeds_and_pruning_takes_over() -> None:
-    subgraph, _ = drawn(num_neighbors=[-1, -1])
-    budget = HELD + (NODE + BATCH_NODE) * 32 + 500
-    pruned = make(subgraph, budget, ("shrink", "prune"))(subgraph)
-    assert bytes_of(pruned) <= budget
 
 
 # Splitting

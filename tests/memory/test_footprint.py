@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch_geometric.data import Data
 
+from lightning_gnnopt.memory.drawing import look_ahead
 from lightning_gnnopt.memory.features import FeatureReader
 from lightning_gnnopt.memory.footprint import UNSURE, Ahead, Footprint
 from lightning_gnnopt.memory.predictors import AnalyticPredictor, LinearPredictor
@@ -208,3 +209,18 @@ class _NoPieces(AnalyticPredictor):
 def test_features_are_read_by_the_reader() -> None:
     batch = Data(num_nodes=30, batch_size=10, edge_index=make_datamodule().data.edge_index[:, :50] % 30)
     np.testing.assert_array_equal(footprint().features(batch), ROW)
+
+
+def test_what_is_looked_at_ahead_does_not_depend_on_the_epoch() -> None:
+    """Else a resumed run would find other batches too large than the run that it goes on with."""
+    loader = make_datamodule().train_dataloader()
+    of_net = Footprint(reader=FeatureReader(next(iter(loader))), predictors={}, batch_row=np.ones(1), held_bytes=0)
+    of_net.batch_row = np.ones(1 + len(of_net.features(loader.sample(0))))
+    sizes = []
+    for epoch in (0, 1, 2):
+        loader.set_epoch(epoch)
+        sizes.append([row.tolist() for row in look_ahead(loader, of_net)])
+        largest = max(sum(row) for row in sizes[0])
+        assert of_net.ahead.least_bytes == 1 + largest
+    assert sizes[0] == sizes[1] == sizes[2]
+    assert of_net.features(loader.sample(0, epoch=0)).tolist() != of_net.features(loader.sample(0, epoch=1)).tolist()

@@ -1,4 +1,7 @@
-"""Random numbers and sampling in plain Python: slow, and written from the papers rather than from the package."""
+"""Random numbers and sampling in plain Python: slow, and written from the papers rather than from the package.
+
+And the random graphs that are sampled.
+"""
 
 from __future__ import annotations
 
@@ -11,8 +14,10 @@ from hypothesis import strategies as st
 from numpy.typing import ArrayLike
 from scipy.stats import chi2
 from torch import Tensor
+from torch_geometric.data import HeteroData
 
 from lightning_gnnopt.sampling import Topology
+from lightning_gnnopt.sampling.hetero_topology import EdgeType
 
 WORD = 2**64
 GOLDEN = 0x9E3779B97F4A7C15
@@ -154,3 +159,25 @@ def uniform_p_value(counts: ArrayLike, population: int = 1, fanout: int = 0) -> 
     if fanout:
         statistic *= (population - 1) / (population - fanout)
     return float(chi2.sf(statistic, len(observed) - 1))
+
+
+TYPES = ["a", "b", "c"]
+RELATIONS: list[EdgeType] = [
+    ("a", "to", "b"),
+    ("b", "to", "a"),
+    ("b", "likes", "a"),
+    ("a", "knows", "a"),
+    ("c", "is", "b"),
+]
+
+
+def random_data(*, seed: int = 0) -> HeteroData:
+    generator = torch.Generator().manual_seed(seed)
+    data = HeteroData()
+    for name, count in {"a": 50, "b": 40, "c": 30}.items():
+        data[name].x = torch.randn(count, 4, generator=generator)
+    for name in RELATIONS:
+        ends = [torch.randint(data[end].num_nodes, (150,), generator=generator) for end in (name[0], name[2])]
+        data[name].edge_index = torch.stack(ends)
+        data[name].edge_attr = torch.arange(150) * 10
+    return data

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import re
+import subprocess
 import sys
 from math import ceil
 from typing import Any
@@ -14,7 +15,7 @@ from torch import Tensor
 
 from lightning_gnnopt.datasets import load_dataset
 from lightning_gnnopt.sampling import SampleKey, Topology, topology
-from lightning_gnnopt.sampling.partition import edge_cut, partition_nodes
+from lightning_gnnopt.sampling.partition import edge_cut, partition_bytes, partition_nodes
 from lightning_gnnopt.sampling.partition_kernels import fill_empty_parts, is_symmetric, stream
 
 from .reference import multigraphs, random_graph
@@ -218,3 +219,77 @@ def test_without_pymetis_auto_is_fennel_and_metis_says_how_to_get_it(monkeypatch
     assert np.array_equal(partition_nodes(graph, 5), partition_nodes(graph, 5, method="fennel"))
     with pytest.raises(ModuleNotFoundError, match=re.escape('HINT: `pip install "lightning-gnnopt[partition]"`')):
         partition_nodes(graph, 5, method="metis")
+
+
+def arbitrary(num_nodes: int = 300, num_edges: int = 3000) -> Topology:
+    edges = torch.from_numpy(np.random.default_rng(0).integers(0, num_nodes, (2, num_edges)))
+    return Topology.from_edge_index(edges, num_nodes=num_nodes)
+
+
+def test_auto_takes_what_the_memory_is_there_for() -> None:
+    pytest.importorskip("pymetis")
+    graph = arbitrary()
+    needs = {method: partition_bytes(graph, method) for method in ("metis", "fennel", "random")}
+    assert needs["metis"] > needs["fennel"] > needs["random"]
+    for method, needed in needs.items():
+        chosen = partition_nodes(graph, 4, max_bytes=needed)
+        assert np.array_equal(chosen, partition_nodes(graph, 4, method=method))  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match=r"`max_bytes` must be at least about 7.0 KiB for `method='random'` .* is 7.0"):
+        partition_nodes(graph, 4, max_bytes=needs["random"] - 1)
+    with pytest.raises(
+        ValueError, match=r"for `method='metis'` on a graph of 300 nodes and 3,000 edges, but is 1.0 KiB"
+    ):
+        partition_nodes(graph, 4, method="metis", max_bytes="1KiB")
+
+
+def test_where_metis_fails_auto_goes_on_with_a_stream(monkeypatch: pytest.MonkeyPatch) -> None:
+    pymetis = pytest.importorskip("pymetis")
+
+    def fail(*_: Any, **__: Any) -> None:
+        raise RuntimeError("Caught an unknown exception!")
+
+    monkeypatch.setattr(pymetis, "part_graph", fail)
+    graph = arbitrary()
+    with pytest.warns(UserWarning, match=r"METIS has failed .* 300 nodes and 3,000 edges into 4 parts .*'fennel'"):
+        parts = partition_nodes(graph, 4)
+    assert np.array_equal(parts, partition_nodes(graph, 4, method="fennel"))
+    with pytest.raises(RuntimeError, match="METIS has failed"):
+        partition_nodes(graph, 4, method="metis")
+
+
+MEASURE = """
+import sys, numpy as np, torch
+from lightning_gnnopt.sampling.partition import partition_bytes, partition_nodes
+from lightning_gnnopt.sampling.topology import Topology
+
+def graph(n, e):
+    edges = torch.from_numpy(np.random.default_rng(0).integers(0, n, (2, e)))
+    if sys.argv[2] == "both":
+        edges = torch.cat([edges, edges.flip(0)], dim=1)
+    return Topology.from_edge_index(edges, num_nodes=n)
+
+def status(name):
+    return next(int(line.split()[1]) * 1024 for line in open("/proc/self/status") if line.startswith(name))
+
+method, one = sys.argv[1], graph(100_000, 1_000_000)
+partition_nodes(graph(100, 500), 4, method=method)  # loads and compiles
+open("/proc/self/clear_refs", "w").write("5")
+before = status("VmRSS")
+partition_nodes(one, 4, method=method, objective="cut")
+print((status("VmHWM") - before) / partition_bytes(one, method))
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+@pytest.mark.parametrize(
+    ("method", "directions"),
+    [("metis", "one"), ("metis", "both"), ("fennel", "one"), ("fennel", "both"), ("random", "one")],
+)
+def test_no_method_takes_more_than_is_said(method: str, directions: str) -> None:
+    if method == "metis":
+        pytest.importorskip("pymetis")
+    done = subprocess.run(
+        [sys.executable, "-c", MEASURE, method, directions], capture_output=True, text=True, check=True
+    )
+    assert 0.3 < float(done.stdout) <= 1.0

@@ -23,8 +23,7 @@ from lightning_gnnopt.sampling.hetero_topology import EdgeType, HeteroTopology
 from lightning_gnnopt.sampling.link import LinkSampler
 from lightning_gnnopt.sampling.pyg_seam import sampler_output
 
-from .reference import random_graph
-from .test_hetero import RELATIONS, random_data
+from .reference import RELATIONS, random_data, random_graph
 
 N, E = 50, 300
 TO_B: EdgeType = ("a", "to", "b")

@@ -3,7 +3,6 @@ from __future__ import annotations
 import pickle
 import re
 from collections import Counter
-from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from itertools import combinations, pairwise
 from typing import Any
@@ -14,7 +13,6 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import norm
-from torch import Tensor
 from torch_geometric.data import Data
 from torch_geometric.loader import NodeLoader
 
@@ -24,92 +22,10 @@ from lightning_gnnopt.sampling.saint_edge import SaintEdgeSampler
 from lightning_gnnopt.sampling.saint_node import SaintNodeSampler
 from lightning_gnnopt.sampling.saint_walk import SaintWalkSampler
 
-from . import reference
 from .reference import SIGNIFICANCE, multigraphs, random_graph
-
-Sets = dict[frozenset[int], float]  # what can be visited -> its chance
+from .saint_reference import Sets, all_of, check_induced, check_norms, edge_draws, node_draws
 
 N, E = 60, 240
-
-
-def node_draws(edge_index: Tensor, num_nodes: int) -> Sets:
-    """The paper's node sampler: squared norms of the columns of D^-1 (A + I)."""
-    adjacency = np.zeros((num_nodes, num_nodes))
-    for u, v in edge_index.t().tolist():
-        adjacency[v, u] += u != v
-    adjacency += np.eye(num_nodes)
-    weights = ((adjacency / adjacency.sum(1, keepdims=True)) ** 2).sum(0)
-    return {frozenset([v]): w for v, w in enumerate((weights / weights.sum()).tolist())}
-
-
-def edge_draws(edge_index: Tensor, num_nodes: int) -> Sets:
-    """The paper's edge sampler: 1 / deg(u) + 1 / deg(v)."""
-    pairs = edge_index.t().tolist()
-    degree = Counter(v for u, v in pairs if u != v)
-    weights = [1 / max(degree[u], 1) + 1 / max(degree[v], 1) for u, v in pairs]
-    sets: Sets = {}
-    for pair, weight in zip(pairs, weights, strict=True):
-        sets[frozenset(pair)] = sets.get(frozenset(pair), 0) + weight / sum(weights)
-    return sets
-
-
-def walks_from(edge_index: Tensor, root: int, length: int) -> Sets:
-    """All walks along in-edges from `root`, by what they visit."""
-    walks = {(root,): 1.0}
-    for _ in range(length):
-        longer: dict[tuple[int, ...], float] = {}
-        for walk, chance in walks.items():
-            sources = edge_index[0, edge_index[1] == walk[-1]].tolist() or [walk[-1]]
-            for u in sources:
-                longer[(*walk, u)] = longer.get((*walk, u), 0) + chance / len(sources)
-        walks = longer
-    sets: Sets = {}
-    for walk, chance in walks.items():
-        sets[frozenset(walk)] = sets.get(frozenset(walk), 0) + chance
-    return sets
-
-
-def union(first: Sets, second: Sets) -> Sets:
-    sets: Sets = {}
-    for a, p in first.items():
-        for b, q in second.items():
-            sets[a | b] = sets.get(a | b, 0) + p * q
-    return sets
-
-
-def all_of(parts: Iterable[Sets]) -> Sets:
-    sets: Sets = {frozenset(): 1.0}
-    for part in parts:
-        sets = union(sets, part)
-    return sets
-
-
-def chance(sets: Sets, *nodes: int) -> float:
-    return sum(p for visited, p in sets.items() if visited.issuperset(nodes))
-
-
-def check_norms(batch: Subgraph, sets: Sets, rel: float = 1e-5) -> None:
-    assert batch.node_norm.dtype == batch.edge_norm.dtype == np.float32
-    n_id = batch.n_id.tolist()
-    assert batch.node_norm.tolist() == pytest.approx([1 / chance(sets, v) for v in n_id], rel=rel)
-    expected = [
-        chance(sets, n_id[v]) / chance(sets, n_id[u], n_id[v])
-        for u, v in zip(batch.row.tolist(), batch.col.tolist(), strict=True)
-    ]
-    assert batch.edge_norm.tolist() == pytest.approx(expected, rel=rel)
-
-
-def check_induced(batch: Subgraph, edge_index: Tensor, graph: Topology) -> None:
-    n_id = batch.n_id.tolist()
-    assert len(set(n_id)) == len(n_id) == batch.batch_size
-    assert batch.num_sampled_nodes is batch.num_sampled_edges is None
-    expected = [
-        (n_id.index(u), n_id.index(v), number)
-        for number, (u, v) in enumerate(edge_index.t().tolist())
-        if u in n_id and v in n_id
-    ]
-    ids = graph.edge_ids[batch.positions].tolist()
-    assert sorted(zip(batch.row.tolist(), batch.col.tolist(), ids, strict=True)) == sorted(expected)
 
 
 @settings(deadline=None, max_examples=150)
@@ -180,99 +96,6 @@ def test_weighted_sums_over_a_batch_are_unbiased(name: str) -> None:
         error = abs(np.mean(found) - expected) - slack * expected
         z = error / max(np.std(found) / len(found) ** 0.5, 1e-5 * expected + 1e-9)
         assert norm.sf(z) > SIGNIFICANCE / len(tests), (np.mean(found), expected)
-
-
-@settings(deadline=None, max_examples=100)
-@given(st.data())
-def test_walks_equal_the_reference_bit_for_bit(data: st.DataObject) -> None:
-    edge_index, num_nodes = data.draw(multigraphs())
-    seeds = data.draw(st.lists(st.integers(0, num_nodes - 1), min_size=1, max_size=6))
-    length, key = data.draw(st.integers(1, 4)), SampleKey(*data.draw(st.tuples(*[st.integers(0, 99)] * 4)))
-    graph = Topology.from_edge_index(edge_index, num_nodes, edge_ids=True)
-    batch = SaintWalkSampler(graph, length, coverage=0).sample(np.array(seeds), key)
-
-    incoming, word = reference.in_edges(edge_index, num_nodes), reference.fold(key)
-    walks = []
-    for i, seed in enumerate(seeds):
-        walk, state = [seed], reference.mix64(word ^ i)
-        for _ in range(length):
-            sources = [u for u, _ in incoming[walk[-1]]]
-            if sources:
-                draw, state = reference.uniform_below(state, len(sources))
-                walk.append(sources[draw])
-            else:
-                walk.append(walk[-1])
-        walks.append(walk)
-    assert batch.n_id.tolist() == list(dict.fromkeys(v for step in zip(*walks, strict=True) for v in step))
-    check_induced(batch, edge_index, graph)
-    assert batch.edge_norm is batch.node_norm is None
-
-
-@settings(deadline=None, max_examples=60)
-@given(st.data())
-def test_walks_are_counted_by_what_they_visit(data: st.DataObject) -> None:
-    """In so many walks chances are known to 0.02; a node or a pair that no walk meets is not counted."""
-    edge_index, num_nodes = data.draw(multigraphs(max_nodes=6, max_edges=12))
-    length = data.draw(st.integers(1, 3))
-    roots = data.draw(st.sets(st.integers(0, num_nodes - 1), min_size=1))
-    graph = Topology.from_edge_index(edge_index, num_nodes, edge_ids=True)
-    sampler = SaintWalkSampler(graph, length, roots=np.array(sorted(roots)), coverage=2**15, seed=7)
-
-    sets: Sets = {}
-    for root in roots:
-        for visited, p in walks_from(edge_index, root, length).items():
-            sets[visited] = sets.get(visited, 0) + p / len(roots)
-    nodes = [chance(sets, v) for v in range(num_nodes)]
-    pairs = [edge_index[:, e].tolist() for e in graph.edge_ids.tolist()]
-    edges = [chance(sets, u, v) if u != v else 0.0 for u, v in pairs]  # a self loop's weight needs no count
-    for counts, expected in ((sampler._node_visits, nodes), (sampler._edge_visits, edges)):
-        assert (counts / sampler._num_walks).tolist() == pytest.approx(expected, abs=0.02)
-        assert np.array_equal(counts > 0, np.array(expected) > 0)
-
-
-@settings(deadline=None, max_examples=100)
-@given(st.data())
-def test_norms_of_one_walk_and_of_deterministic_walks_are_exact(data: st.DataObject) -> None:
-    """Of one walk whatever it does; of several if nothing but the roots is random, and these cover the graph or not."""
-    edge_index, num_nodes = data.draw(multigraphs(max_nodes=6, max_edges=12))
-    length = data.draw(st.integers(1, 3))
-    sets: Sets = {}
-    for root in range(num_nodes):
-        for visited, p in walks_from(edge_index, root, length).items():
-            sets[visited] = sets.get(visited, 0) + p / num_nodes
-    row, col = edge_index.numpy()
-    visit = np.array([chance(sets, v) for v in range(num_nodes)])
-    both = np.array([chance(sets, *pair) for pair in edge_index.t().tolist()])
-    is_root = np.ones(num_nodes, np.bool_)
-    seen = both > 0  # of the others the weight is infinite
-    edge_norm, node_norm = inclusion_norms(row[seen], col[seen], visit, both[seen], 1, is_root, num_nodes)
-    assert node_norm.tolist() == pytest.approx((1 / visit).tolist(), rel=1e-5)
-    assert edge_norm.tolist() == pytest.approx((visit[col] / np.where(seen, both, 1))[seen].tolist(), rel=1e-5)
-    # all nodes are roots: every node and edge is in every batch
-    edge_norm, node_norm = inclusion_norms(row, col, visit, both, num_nodes, is_root, num_nodes)
-    assert set(edge_norm.tolist()) | set(node_norm.tolist()) <= {1.0}
-    # nothing but roots: pairs of distinct nodes are hypergeometric
-    for draws in range(2, num_nodes):
-        alone, none = np.full(num_nodes, 1 / num_nodes), np.zeros(len(row))
-        edge_norm, node_norm = inclusion_norms(row, col, alone, none, draws, is_root, num_nodes)
-        assert node_norm.tolist() == pytest.approx([num_nodes / draws] * num_nodes, rel=1e-5)
-        expected = np.where(row == col, 1, (num_nodes - 1) / (draws - 1))
-        assert edge_norm.tolist() == pytest.approx(expected.tolist(), rel=1e-5)
-
-
-def test_norms_of_several_walks_are_near_the_chances() -> None:
-    """All sets of three of ten roots and all their walks are gone through: parallel walks are nearly independent."""
-    edge_index = random_graph(12, 30, seed=3)
-    graph = Topology.from_edge_index(edge_index, 12)
-    roots = np.arange(1, 11)
-    sampler = SaintWalkSampler(graph, 2, roots=roots, coverage=100_000)
-    sets: Sets = {}
-    triples = list(combinations(roots.tolist(), 3))
-    for triple in triples:
-        for visited, p in all_of(walks_from(edge_index, root, 2) for root in triple).items():
-            sets[visited] = sets.get(visited, 0) + p / len(triples)
-    for i in range(20):
-        check_norms(sampler.sample(np.array([1, 5, 9]), SampleKey(0, batch=i)), sets, rel=0.1)
 
 
 def test_tiny_chances_keep_their_digits() -> None:

@@ -52,11 +52,11 @@ RULES: tuple[Callable[[Facts], Advice | None], ...] = (
 """All rules. Each looks at the facts and has something to say, or has not."""
 
 _HINDRANCES = {
-    "wait": (WAIT_SHARE, "Training waits for batches {} of the time"),
-    "transfer": (TRANSFER_SHARE, "Training spends {} of the time on moving batches to the device"),
-    "callbacks": (CALLBACKS_SHARE, "Training spends {} of the time in callbacks"),
-    "optimizer": (OPTIMIZER_SHARE, "Training spends {} of the time in the optimizer"),
-    "other": (OTHER_SHARE, "Training spends {} of the time in the loop itself, its hooks and logging"),
+    "wait": (WAIT_SHARE, "waits for batches {}"),
+    "transfer": (TRANSFER_SHARE, "spends {} on moving batches to the device"),
+    "callbacks": (CALLBACKS_SHARE, "spends {} in callbacks"),
+    "optimizer": (OPTIMIZER_SHARE, "spends {} in the optimizer"),
+    "other": (OTHER_SHARE, "spends {} in the loop itself, its hooks and logging"),
 }
 
 
@@ -71,46 +71,59 @@ def advise(facts: Facts) -> list[Advice]:
 def verdict(facts: Facts) -> str:
     """Say in one sentence what the bottleneck is.
 
-    First what holds up the computation most, if anything is worth a remedy; then what is computed; then whether memory
-    is too small.
+    First what takes most of the fit, the computation or what holds it up, and of the latter the most of what is worth a
+    remedy; then what is computed; then whether memory is too small.
 
     Examples:
         >>> kinds, parts = {"vertex": 1.0, "edge": 4.0}, {"gather": 1.0, "message": 3.0}
         >>> verdict(
-        ...     Facts(timed_steps=50, step_s=8.0, phase_s={"wait": 3.0, "forward": 5.0}, kind_s=kinds, part_s=parts)
+        ...     Facts(timed_steps=50, step_s=8.0, phase_s={"wait": 5.0, "forward": 3.0}, kind_s=kinds, part_s=parts)
         ... )
-        "Training waits for batches 38 % of the time; of the layers' work, 80 % is edge computation, mostly message."
+        "Training waits for batches 62 % of the time; of the layers' work, 80 % is edge computation, mostly message."
     """
     clauses = list(_clauses(facts))
     return "; ".join(clauses) + "."
 
 
 def _clauses(facts: Facts) -> Iterator[str]:
-    hindrance, memory = _hindrance(facts), _memory(facts)
-    computing_s = facts.phase_s.get("forward", 0.0) + facts.phase_s.get("backward", 0.0)
-    if hindrance is not None:
-        yield hindrance
-    elif not facts.step_s:
-        yield "No step was timed" if memory or facts.peaks_bytes or facts.fit_steps else "Nothing was recorded"
+    memory = _memory(facts)
+    if facts.step_s or _validation(facts):
+        yield _most(facts)
     else:
-        yield f"Training computes {percent(computing_s / facts.step_s)} of the time, and little holds it up"
+        yield "No step was timed" if memory or facts.peaks_bytes or facts.fit_steps else "Nothing was recorded"
     if facts.step_s:
         yield _computation(facts)
     if memory is not None:
         yield memory
 
 
-def _hindrance(facts: Facts) -> str | None:
-    """What takes most of the fit but the computation itself, if it is worth a remedy."""
-    found: list[tuple[float, str]] = []
-    validation = 0.0 if facts.async_validation else validation_share(facts) or 0.0
-    if validation > VALIDATION_SHARE:
-        found.append((validation, f"Validation takes {percent(validation)} of the fit while training stands still"))
-    for phase, (threshold, sentence) in _HINDRANCES.items():
-        share = facts.phase_s.get(phase, 0.0) / facts.step_s if facts.step_s else 0.0
-        if share > threshold:
-            found.append((share * (1 - validation), sentence.format(percent(share))))
-    return max(found)[1] if found else None
+def _most(facts: Facts) -> str:
+    """What takes most of the fit: the computation, or what holds it up, if that is worth a remedy."""
+    validation = _validation(facts)
+    shares = {phase: seconds / facts.step_s for phase, seconds in facts.phase_s.items()} if facts.step_s else {}
+    computing = shares.get("forward", 0.0) + shares.get("backward", 0.0)
+    of_fit = {phase: shares[phase] * (1 - validation) for phase, (least, _) in _HINDRANCES.items()
+              if shares.get(phase, 0.0) > least}  # fmt: skip
+    largest = max(of_fit, key=lambda phase: of_fit[phase], default="")
+    if validation > of_fit.get(largest, 0.0):
+        if validation >= computing * (1 - validation):
+            return f"Validation takes {percent(validation)} of the fit while training stands still"
+        return (
+            f"Training computes {percent(computing)} of the time between validations, which take"
+            f" {percent(validation)} of the fit"
+        )
+    if not largest:
+        return f"Training computes {percent(computing)} of the time, and little holds it up"
+    share, (_, sentence) = shares[largest], _HINDRANCES[largest]
+    if share >= computing:
+        return f"Training {sentence.format(f'{percent(share)} of the time')}"
+    return f"Training computes {percent(computing)} of the time and {sentence.format(percent(share))}"
+
+
+def _validation(facts: Facts) -> float:
+    """Share of the fit in which training stands still for validation, if it is worth a remedy; else 0."""
+    share = 0.0 if facts.async_validation else validation_share(facts) or 0.0
+    return share if share > VALIDATION_SHARE else 0.0
 
 
 def _computation(facts: Facts) -> str:
@@ -133,8 +146,9 @@ def _computation(facts: Facts) -> str:
 def _memory(facts: Facts) -> str | None:
     if facts.limit_bytes is None:
         return None
-    if (facts.static_bytes or 0) >= facts.limit_bytes:
-        return f"the model alone takes more memory than the limit of {format_bytes(facts.limit_bytes)}"
+    if facts.fixed_bytes >= facts.limit_bytes:
+        what = "the model with all that stays on the device" if facts.beside_bytes else "the model alone"
+        return f"{what} takes more memory than the limit of {format_bytes(facts.limit_bytes)}"
     if not facts.over_limit:
         return None
     return f"{percent(facts.over_limit)} of batches exceed the limit of {format_bytes(facts.limit_bytes)}"

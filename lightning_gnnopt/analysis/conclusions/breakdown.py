@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from lightning_gnnopt.analysis.labels import PARTS, PHASES, Label
-from lightning_gnnopt.analysis.records import Records, SweepRecord, TensorRecord
+from lightning_gnnopt.analysis.recording.labels import PARTS, PHASES, Label
+from lightning_gnnopt.analysis.records import BatchRecord, Records, SweepRecord, TensorRecord
 
 OUTSIDE = "outside the layers"
 """How the forward and backward pass is called where it belongs to no layer."""
@@ -89,6 +89,7 @@ class Breakdown:
             if row.batch in timed:
                 sums[Label(row.phase, row.layer, row.kind, row.part)] += row.seconds
         self.label_s = {label: seconds / len(timed) for label, seconds in sums.items()}
+        self._rests = _rests(records.batches)
 
     @property
     def phase_s(self) -> dict[str, float]:
@@ -146,14 +147,22 @@ class Breakdown:
 
     @property
     def peaks_bytes(self) -> dict[tuple[str, int], list[int]]:
-        """Peaks of measured steps, of sweeps too, batches included, by sampler and batch size; full batches last."""
+        """Peaks of measured steps, of sweeps too, batches included, by sampler and batch size; full batches last.
+
+        The smaller last batch of an epoch is no sample of those: see :attr:`left_out`.
+        """
         groups: dict[tuple[str, int], list[int]] = defaultdict(list)
         for row in self.records.batches:
-            if row.peak_bytes is not None:
+            if row.peak_bytes is not None and row.batch not in self._rests:
                 groups[row.sampler, row.batch_size].append(row.peak_bytes + row.loaded_bytes)
         for peak in self.records.peaks:
             groups[peak.sampler, peak.batch_size].append(peak.peak_bytes + peak.loaded_bytes)
         return {key: groups[key] for key in sorted(groups, key=lambda key: (key[0] == "full", *key))}
+
+    @property
+    def left_out(self) -> int:
+        """Number of measured steps that :attr:`peaks_bytes` leaves out, as an epoch ended with fewer seeds in them."""
+        return sum(row.peak_bytes is not None and row.batch in self._rests for row in self.records.batches)
 
     @property
     def expansions(self) -> dict[int, float]:
@@ -179,6 +188,22 @@ class Breakdown:
         """Points of one sweep, by value; full batches last."""
         rows = [row for row in self.records.sweeps if row.sweep == name]
         return sorted(rows, key=lambda row: (row.sampler == "full", row.value, row.sampler))
+
+
+def _rests(batches: Sequence[BatchRecord]) -> frozenset[int]:
+    """Find the steps with what an epoch had left: fewer seeds than the batch size, where most others have just as many.
+
+    With samplers whose batches have any number of seeds there are none.
+    """
+    groups: dict[tuple[str, int], list[BatchRecord]] = defaultdict(list)
+    for row in batches:
+        groups[row.sampler, row.batch_size].append(row)
+    short = [
+        [row.batch for row in rows if row.seeds < size]
+        for (_, size), rows in groups.items()
+        if 2 * sum(row.seeds == size for row in rows) > len(rows)
+    ]
+    return frozenset(number for numbers in short for number in numbers)
 
 
 def preparing_share(point: SweepRecord) -> float | None:

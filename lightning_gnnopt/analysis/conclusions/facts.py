@@ -29,6 +29,7 @@ class Facts:
         sample_s: Seconds of sampling a batch, wherever it is done.
         slice_s: Seconds of slicing it.
         transfer_s: Seconds of moving it to the device: of the phase, or of the loader's copy stream if that is more.
+        copy_s: Seconds of moving it on the loader's copy stream.
         beside: Whether batches are prepared beside training.
         num_workers: Workers of the loader.
         cores: Processor cores there are.
@@ -45,8 +46,9 @@ class Facts:
         peaks_bytes: Each measured step's peak, its batch included, in the order of the steps.
         expansion: Mean over the measured steps of their peak, the batch included, over the bytes of the batch.
         static_bytes: Bytes of parameters, gradients and the optimizer's state.
+        beside_bytes: Bytes that the device held beside those and the batch, for waiting batches or features, say.
         limit_bytes: Bytes that model and step may take together.
-        over_limit: Share of the measured steps whose peak and `static_bytes` are above the limit together.
+        over_limit: Share of the measured steps whose peak and `fixed_bytes` are above the limit together.
         excess_bytes: By how much those are above it, summed over them.
         edge_bytes: Bytes that an edge more adds to a step's peak, its batch included, with all that comes with an edge:
             the slope of the line of least squares through the measured steps; None with fewer than three steps of
@@ -72,6 +74,7 @@ class Facts:
     sample_s: float | None = None
     slice_s: float | None = None
     transfer_s: float | None = None
+    copy_s: float | None = None
     beside: bool = False
     num_workers: int | None = None
     cores: int | None = None
@@ -88,6 +91,7 @@ class Facts:
     peaks_bytes: tuple[int, ...] = ()
     expansion: float | None = None
     static_bytes: int | None = None
+    beside_bytes: int = 0
     limit_bytes: int | None = None
     over_limit: float | None = None
     excess_bytes: int = 0
@@ -98,6 +102,11 @@ class Facts:
     memory_control: bool = False
     overhead: float | None = None
     notes: tuple[str, ...] = ()
+
+    @property
+    def fixed_bytes(self) -> int:
+        """What is held whatever the batch: `static_bytes` and `beside_bytes`."""
+        return (self.static_bytes or 0) + self.beside_bytes
 
     @classmethod
     def from_records(cls, records: Records) -> Facts:
@@ -113,6 +122,7 @@ class Facts:
             "between_s": info.get("between_s"),
             "epochs": info.get("epochs"),
             "static_bytes": info.get("static_bytes"),
+            "beside_bytes": info.get("beside_bytes") or 0,
             "limit_bytes": info.get("limit_bytes"),
             "memory_control": bool(info.get("memory_control")),
             "beside": any(load.beside for load in records.loads),
@@ -126,7 +136,7 @@ class Facts:
         }
         if sums.steps:
             facts |= _times(records, sums)
-        facts |= _memory(records, sums, facts["static_bytes"] or 0, facts["limit_bytes"])
+        facts |= _memory(records, sums, (facts["static_bytes"] or 0) + facts["beside_bytes"], facts["limit_bytes"])
         return cls(**facts)
 
 
@@ -156,13 +166,14 @@ def _times(records: Records, sums: Breakdown) -> dict[str, Any]:
         "sample_s": _mean(load.sample_s for load in loads if load.sample_s is not None),
         "slice_s": _mean(load.slice_s for load in loads if load.slice_s is not None),
         "transfer_s": max((seconds for seconds in transfers if seconds is not None), default=None),
+        "copy_s": _mean(load.transfer_s for load in loads),
         "queued": _mean(load.queued for load in telling),
         "first_wait": _first_wait(loads, records.info.get("steps_per_epoch")),
         "overhead": overhead_s / all_s if overhead_s is not None and all_s > 0 else None,
     }
 
 
-def _memory(records: Records, sums: Breakdown, static_bytes: int, limit_bytes: int | None) -> dict[str, Any]:
+def _memory(records: Records, sums: Breakdown, fixed_bytes: int, limit_bytes: int | None) -> dict[str, Any]:
     """Say what the measured steps held."""
     measured = [batch for batch in records.batches if batch.peak_bytes is not None]
     peaks = [_peak(batch) for batch in measured]
@@ -178,7 +189,7 @@ def _memory(records: Records, sums: Breakdown, static_bytes: int, limit_bytes: i
         "alive_bytes": dict(alive),
     }
     if limit_bytes is not None and peaks:
-        over = [peak + static_bytes - limit_bytes for peak in peaks if peak + static_bytes > limit_bytes]
+        over = [peak + fixed_bytes - limit_bytes for peak in peaks if peak + fixed_bytes > limit_bytes]
         facts |= {"over_limit": len(over) / len(peaks), "excess_bytes": sum(over)}
     return facts
 

@@ -21,15 +21,14 @@ PRUNED_MOST = 0.5
 
 def over_limit(facts: Facts) -> Advice | None:
     """Steps take more than they may."""
-    limit_bytes, static_bytes = facts.limit_bytes, facts.static_bytes or 0
+    limit_bytes, fixed_bytes = facts.limit_bytes, facts.fixed_bytes
     if limit_bytes is None:
         return None
     limit = format_bytes(limit_bytes)
-    if static_bytes >= limit_bytes:
+    if fixed_bytes >= limit_bytes:
         return Advice(
             rule="over_limit",
-            finding="The model alone (parameters, gradients, the optimizer's state) takes"
-            f" {format_bytes(static_bytes)}, which leaves nothing of {limit} for a step.",
+            finding=f"{_fixed(facts)} takes {format_bytes(fixed_bytes)}, which leaves nothing of {limit} for a step.",
             remedy="Pruning or splitting batches cannot help: a narrower model, an optimizer with less state, or a"
             " higher limit can.",
         )
@@ -39,7 +38,7 @@ def over_limit(facts: Facts) -> Advice | None:
     over = round(facts.over_limit * measured)
     finding = f"{percent(facts.over_limit)} of batches exceed {limit} ({over:,} of {measured:,} measured steps"
     if facts.peaks_bytes:
-        finding += f", the largest {format_bytes(max(facts.peaks_bytes) + static_bytes)}, model included"
+        finding += f", the largest {format_bytes(max(facts.peaks_bytes) + fixed_bytes)}, model included"
     if facts.memory_control:
         finding += "), although `MemoryControl` is on"
         remedy = f"Give it a `budget` below {limit}; its own report compares its predictions with the measured peaks."
@@ -56,7 +55,7 @@ def memory_varies(facts: Facts) -> Advice | None:
     middle, largest = median(facts.peaks_bytes), max(facts.peaks_bytes)
     if middle <= 0 or largest / middle <= VARIES:
         return None
-    budget = format_bytes(largest + (facts.static_bytes or 0))
+    budget = format_bytes(largest + facts.fixed_bytes)
     if facts.static_bytes is not None:
         budget += " (model included)"
     return Advice(
@@ -87,6 +86,12 @@ def memory_expands(facts: Facts) -> Advice | None:
         " narrower layer, a fused aggregation where the layer has one (it makes no messages), or `MemoryControl` with"
         " `on_exceed='split'`.",
     )
+
+
+def _fixed(facts: Facts) -> str:
+    if facts.beside_bytes:
+        return "The model with all that stays on the device (waiting batches, features)"
+    return "The model alone (parameters, gradients, the optimizer's state)"
 
 
 def _control(facts: Facts) -> str:

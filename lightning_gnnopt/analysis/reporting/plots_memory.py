@@ -130,15 +130,17 @@ def _peaks(report: BottleneckReport, ax: Any) -> tuple[Any, Any]:
 
 
 def limit_of_steps(report: BottleneckReport) -> int | None:
-    """Bytes that a step may take with its batch: the limit less what the model takes; None without a limit."""
+    """Bytes that a step may take with its batch: the limit less what is held in any case; None without a limit."""
     facts = report.facts
-    return None if facts.limit_bytes is None else max(facts.limit_bytes - (facts.static_bytes or 0), 0)
+    return None if facts.limit_bytes is None else max(facts.limit_bytes - facts.fixed_bytes, 0)
 
 
 def _limit_label(report: BottleneckReport) -> str:
     facts = report.facts
     limit = f"limit: {format_bytes(facts.limit_bytes or 0)}"
-    return f"{limit},\nless {format_bytes(facts.static_bytes)}\nof the model" if facts.static_bytes else limit
+    if not facts.fixed_bytes:
+        return limit
+    return f"{limit},\nless {format_bytes(facts.fixed_bytes)}\nof the model{' and more' if facts.beside_bytes else ''}"
 
 
 def _describe_peaks(report: BottleneckReport) -> str:

@@ -63,14 +63,16 @@ def phase_table(report: BottleneckReport) -> Table | None:
 def loading_table(report: BottleneckReport) -> Table | None:
     """What preparing a batch takes; None if the loader does not tell."""
     facts = report.facts
+    # what training itself spends on it stands among the phases
+    transfer_s = (facts.copy_s or None) if facts.beside else facts.transfer_s
     rows = {
         "sampling": None if facts.sample_s is None else f"{ms(facts.sample_s)} ms",
         "slicing": None if facts.slice_s is None else f"{ms(facts.slice_s)} ms",
-        "transfer": None if facts.transfer_s is None else f"{ms(facts.transfer_s)} ms",
+        "transfer": None if transfer_s is None else f"{ms(transfer_s)} ms",
         "batches ready when asked for": None if facts.queued is None else f"{facts.queued:.1f}",
         "workers": None if facts.num_workers is None else f"{facts.num_workers:,}",
     }
-    if facts.sample_s is None and facts.slice_s is None and not facts.transfer_s:
+    if facts.sample_s is None and facts.slice_s is None and not transfer_s:
         return None
     where = "beside training" if facts.beside else "while training waits"
     return _pairs("loading", f"Preparing a batch, {where}: means of a batch", rows)
@@ -153,8 +155,9 @@ def memory_table(report: BottleneckReport) -> Table | None:
         "memory expansion, mean": None if facts.expansion is None else f"{facts.expansion:,.2f}",
         "an edge more adds": None if facts.edge_bytes is None else f"{facts.edge_bytes:,.0f} B",
         "model, gradients, optimizer": _bytes(facts.static_bytes),
+        "waiting batches, kept features": _bytes(facts.beside_bytes or None),
         "limit": _bytes(facts.limit_bytes),
-        "limit, less the model": _bytes(limit_bytes),
+        "limit, less these": _bytes(limit_bytes),
         "steps over the limit": None if facts.over_limit is None else share(facts.over_limit, 1),
     }
     return _pairs("memory", f"Memory of {count(len(facts.peaks_bytes), 'measured step')}", rows)
@@ -173,7 +176,10 @@ def peak_table(report: BottleneckReport) -> Table | None:
         if limit_bytes is not None:
             row.append(share(sum(peak > limit_bytes for peak in peaks), len(peaks)))
         rows.append(tuple(row))
-    return Table("peaks", "Peaks of the steps, with their batches", tuple(heads), tuple(rows))
+    title = "Peaks of the steps, with their batches"
+    if report.breakdown.left_out:
+        title += f", {count(report.breakdown.left_out, 'smaller last batch', 'smaller last batches')} left out"
+    return Table("peaks", title, tuple(heads), tuple(rows))
 
 
 def place_table(report: BottleneckReport, most: int) -> Table | None:
@@ -302,14 +308,14 @@ def share(part: float, whole: float) -> str:
     return f"{100 * part / whole:.1f} %" if whole > 0 else NONE
 
 
-def count(number: int, noun: str) -> str:
+def count(number: int, noun: str, plural: str | None = None) -> str:
     """Write a number of things.
 
     Examples:
-        >>> count(1, "step"), count(1200, "step")
-        ('1 step', '1,200 steps')
+        >>> count(1, "step"), count(1200, "step"), count(2, "batch", "batches")
+        ('1 step', '1,200 steps', '2 batches')
     """
-    return f"{number:,} {noun}{'' if number == 1 else 's'}"
+    return f"{number:,} {noun if number == 1 else plural or noun + 's'}"
 
 
 def _ms_or_none(seconds: float) -> str:

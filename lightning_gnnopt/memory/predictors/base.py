@@ -73,6 +73,7 @@ class Predictor(ABC):
             raise ValueError(f"`tolerance` must be a number from 0 up, but got {tolerance}. HINT: 0.005 is 0.5 %.")
         self.margin = ConformalMargin(coverage, window=window)
         self.tolerance, self.fingerprint = tolerance, fingerprint
+        self._window = window
         self._samples: deque[tuple[NDArray[np.float64], float, bool]] = deque(maxlen=window)
         self._errors: deque[float] = deque(maxlen=PATIENCE)
         self._num_fitted = self._num_new = 0
@@ -217,9 +218,11 @@ class Predictor(ABC):
                     f" {state.get(name)!r}, but this predictor's is {mine!r}."
                 )
                 return
-        features = self._checked_features(np.asarray(state["features"]), ndim=2)
-        peaks = _checked_peaks(np.asarray(state["peak_bytes"]), (len(features),))
-        accepted = np.asarray(state["accepted"], np.bool_).tolist()
+        # A tensor may say that it has more rows than there is memory.
+        newest = {name: np.atleast_1d(state[name])[-self._window :] for name in ("features", "peak_bytes", "accepted")}
+        features = self._checked_features(newest["features"], ndim=2)
+        peaks = _checked_peaks(newest["peak_bytes"], (len(features),))
+        accepted = newest["accepted"].astype(np.bool_).tolist()
         self._samples.clear()
         self._samples.extend(zip(features, peaks.tolist(), accepted, strict=True))
         if self.num_samples >= 2:

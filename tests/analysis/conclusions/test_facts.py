@@ -272,3 +272,11 @@ def test_waiting_for_the_first_batches_of_epochs_is_told_apart() -> None:
 def test_time_between_epochs_is_the_fits() -> None:
     facts = Facts.from_records(Records(info={"between_s": 3.0, "epochs": 4, "fit_s": 10.0}))
     assert (facts.between_s, facts.epochs, facts.fit_s) == (3.0, 4, 10.0)
+
+
+def test_what_lies_on_the_device_beside_the_model_counts_for_the_limit() -> None:
+    info = {"limit_bytes": 1000, "static_bytes": 100}
+    batches = [BatchRecord(0, "neighbor", 8, 8, 9, 10, 50, 1.0, 700, True)]
+    assert Facts.from_records(Records(batches=batches, info=info)).over_limit == 0
+    facts = Facts.from_records(Records(batches=batches, info=info | {"beside_bytes": 200}))
+    assert (facts.fixed_bytes, facts.over_limit, facts.excess_bytes) == (300, 1.0, 50)

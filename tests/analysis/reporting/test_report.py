@@ -94,7 +94,7 @@ def test_loading_validation_and_memory() -> None:
         "an edge more adds": ("41,943 B",),
         "model, gradients, optimizer": ("3.0 MiB",),
         "limit": ("203.0 MiB",),
-        "limit, less the model": ("200.0 MiB",),
+        "limit, less these": ("200.0 MiB",),
         "steps over the limit": ("0.0 %",),
     }
     assert cells(place_table(report, 10))["optimizer"] == ("", "16.0 MiB", "0 B", "4.0 MiB")

@@ -1,0 +1,1 @@
+"""The thesis's experiments, each a Hydra multirun that can be resumed."""
