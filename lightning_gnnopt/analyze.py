@@ -25,6 +25,7 @@ from lightning_gnnopt.analysis.folders import make_writable
 from lightning_gnnopt.analysis.records import Records, SweepRecord
 from lightning_gnnopt.analysis.sweeps.sweep import graph_sweep, sampling_sweep
 from lightning_gnnopt.loading import GraphDataModule
+from lightning_gnnopt.parallel import PartitionDataModule
 from lightning_gnnopt.train import build, build_members, build_model
 
 
@@ -103,9 +104,14 @@ def _check_steps(records: Records) -> None:
         )
 
 
-def _sweep(config: DictConfig, datamodule: GraphDataModule, records: Records, trainer: L.Trainer) -> None:
+def _sweep(
+    config: DictConfig, datamodule: GraphDataModule | PartitionDataModule, records: Records, trainer: L.Trainer
+) -> None:
     sweeps, notes = config.sweeps, records.info.setdefault("notes", [])
     if sweeps is None:
+        return
+    if isinstance(datamodule, PartitionDataModule):
+        notes.append("Nothing was swept: processes that share a graph compute on all of it, not on sampled batches.")
         return
     sizes = list(sweeps.batch_sizes or [])
     if sizes and hasattr(datamodule.sampler, "seed_groups"):
@@ -185,7 +191,7 @@ def _unwritable(folder: Path | str, error: OSError) -> ValueError:
     )
 
 
-def _name_of(datamodule: GraphDataModule) -> str:
+def _name_of(datamodule: GraphDataModule | PartitionDataModule) -> str:
     return str(getattr(datamodule.data, "name", "") or "")
 
 

@@ -228,6 +228,17 @@ def test_steps_that_are_too_few_to_be_timed(job: RunJob) -> None:
     assert report.facts.timed_steps == 0
 
 
+def test_a_whole_graph_is_analyzed_and_nothing_is_swept(job: RunJob, tmp_path: Path) -> None:
+    folder = job("trainer=halo", "trainer.devices=1", f"data.folder={tmp_path / 'parts'}", "epochs=8")
+    records = Records.load(folder / "records")
+    assert len(records.batches) == 8  # an epoch is one step
+    assert records.info["dataset"] == "digits-knn"
+    assert records.sweeps == []
+    assert records.info["notes"] == [
+        "Nothing was swept: processes that share a graph compute on all of it, not on sampled batches."
+    ]
+
+
 @pytest.mark.slow
 def test_the_run_with_its_callbacks_is_analyzed(job: RunJob) -> None:
     records = Records.load(job("callbacks=async_validation", "epochs=3", "sweeps=null") / "records")
@@ -251,7 +262,8 @@ def test_a_recipe_is_analyzed_but_does_not_say_for_how_long(experiment: str) -> 
     for group in ("data", "model", "sampler"):
         assert config[group] == recipe[group]
     names_callbacks = "/callbacks:" in (ROOT / "conf" / "experiment" / f"{experiment}.yaml").read_text()
-    assert set(config.callbacks) == (set(recipe.callbacks) if names_callbacks else set())
+    built = {name for name, callback in config.callbacks.items() if callback is not None}  # null: left out
+    assert built == ({name for name, callback in recipe.callbacks.items() if callback} if names_callbacks else set())
     assert (config.task_name, config.trainer.max_epochs, config.trainer.max_steps) == ("analyze", 5, -1)
 
 
