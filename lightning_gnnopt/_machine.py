@@ -29,13 +29,18 @@ def machine() -> dict[str, str | int | float | None]:
     release = re.match(r"[\d.]*\d", platform.release())  # what follows the number may be anything
     return {
         "processor": _processor(),
-        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "cores": usable_cores(),
         "memory_gib": round(psutil.virtual_memory().total / 2**30, 1),
         "os": f"{platform.system()} {release[0] if release else ''}".strip(),
         "python": platform.python_version(),
         "torch_threads": torch.get_num_threads(),
         "device": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
     }
+
+
+def usable_cores() -> int:
+    """Count the cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def versions(peers: Iterable[str] = ()) -> dict[str, str]:

@@ -12,6 +12,7 @@ from typing import Any
 
 import lightning as L
 import pytest
+import torch.distributed as dist
 from hydra import compose, initialize_config_module
 from omegaconf import DictConfig, OmegaConf
 from typing_extensions import override
@@ -228,7 +229,10 @@ def test_steps_that_are_too_few_to_be_timed(job: RunJob) -> None:
     assert report.facts.timed_steps == 0
 
 
-def test_a_whole_graph_is_analyzed_and_nothing_is_swept(job: RunJob, tmp_path: Path) -> None:
+def test_a_whole_graph_is_analyzed_and_nothing_is_swept(
+    job: RunJob, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    request.addfinalizer(dist.destroy_process_group)  # as DDP's, it stays when a fit has ended
     folder = job("trainer=halo", "trainer.devices=1", f"data.folder={tmp_path / 'parts'}", "epochs=8")
     records = Records.load(folder / "records")
     assert len(records.batches) == 8  # an epoch is one step

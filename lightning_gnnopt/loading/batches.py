@@ -124,8 +124,8 @@ class BatchBuilder:
         # Nodes of the last hop are nobody's destination.
         num_targets = subgraph.num_nodes if counts is None or len(counts) < 2 else sum(counts[:-1])
         compressed = self.edge_format == "csc"
-        fields["edge_index"], colptr = edge_index_field(subgraph.row, subgraph.col, num_targets)
-        if compressed and colptr is not None:
+        fields["edge_index"], columns = edge_index_field(subgraph.row, subgraph.col, num_targets)
+        if compressed and (colptr := columns.starts) is not None:
             rest = np.full(subgraph.num_nodes - num_targets, subgraph.num_edges, np.int32)
             fields[_COLPTR] = ids_field(np.concatenate([colptr, rest]))
         if self.topology.edge_ids is not None and (self.edge_id or self._of_edges):
@@ -143,16 +143,17 @@ class BatchBuilder:
 
         def assemble(tensors: Sequence[Tensor]) -> Data:
             batch = copy.copy(self._template)
-            named = dict(zip(names, tensors, strict=True))
+            named: dict[str, Any] = dict(zip(names, tensors, strict=True))
             if compressed:
                 named["edge_index"] = _compressed(named["edge_index"], named.pop(_COLPTR, None), subgraph.num_nodes)
-            for name, tensor in named.items():
-                batch[name] = cut[name].place(tensor) if name in cut else tensor
-            batch.num_nodes = subgraph.num_nodes
-            batch.batch_size = subgraph.batch_size
+            for name, attribute in cut.items():
+                named[name] = attribute.place(named[name])
+            named["num_nodes"], named["batch_size"] = subgraph.num_nodes, subgraph.batch_size
             if subgraph.num_sampled_nodes is not None and subgraph.num_sampled_edges is not None:
-                batch.num_sampled_nodes = list(subgraph.num_sampled_nodes)
-                batch.num_sampled_edges = list(subgraph.num_sampled_edges)
+                named["num_sampled_nodes"] = list(subgraph.num_sampled_nodes)
+                named["num_sampled_edges"] = list(subgraph.num_sampled_edges)
+            # At once: one by one, what PyG looks up for each takes as long as to draw a small batch.
+            batch._store._mapping.update(named)
             return batch
 
         return BatchPlan(list(fields.values()), assemble, subgraph.num_nodes, subgraph.num_edges)

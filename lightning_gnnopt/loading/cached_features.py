@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from typing_extensions import override
 
+from lightning_gnnopt.loading.copies import Copy
 from lightning_gnnopt.loading.features import FeatureStore
 from lightning_gnnopt.loading.hotness import best_hit_rate
 from lightning_gnnopt.loading.hotness_kernels import count_ids
@@ -84,6 +85,10 @@ class CachedFeatures(FeatureStore):
         self.store.gather(ids, out)
 
     @override
+    def copied(self, ids: NDArray[np.integer]) -> Copy | None:
+        return self.store.copied(ids)
+
+    @override
     def restore(self, stored: Tensor, out: Tensor) -> None:
         self.store.restore(stored, out)
 
@@ -109,8 +114,8 @@ class CachedFeatures(FeatureStore):
                 count_ids(ids, self._counts)
         slots, missing = slots[:num_hits], missing[: len(ids) - num_hits]
         parts = (
-            Part(torch.int32, (num_hits,), lambda out: _copy(slots, out)),
-            Part(torch.int32, (len(ids),), lambda out: _copy(places, out)),
+            Part(torch.int32, (num_hits,), (Copy.of_array(slots),)),
+            Part(torch.int32, (len(ids),), (Copy.of_array(places),)),
             Part(self.stored_dtype, (len(missing), *self.shape[1:]), lambda out: self.store.gather(missing, out)),
         )
         return Packed(parts, self._unpack, lookups=len(ids), hits=num_hits)
@@ -147,10 +152,6 @@ class CachedFeatures(FeatureStore):
 
 def _as_it_is(store: FeatureStore) -> FeatureStore:
     return store
-
-
-def _copy(array: NDArray[np.int32], out: Tensor) -> None:
-    out.numpy()[...] = array
 
 
 @njit(nogil=True, cache=True)

@@ -64,7 +64,8 @@ class GraphDataModule(L.LightningDataModule):
         batch_size: Seeds per batch and process; of GraphSAINT's samplers, draws or walks, of which there are never more
             in a batch than there are training nodes. In training with a sampler that groups its seeds, such as
             `ClusterSampler`, a batch is as many groups as the sampler says instead.
-        num_workers: Threads that prepare batches; 0 prepares each batch when it is asked for.
+        num_workers: Threads that prepare batches; 0 prepares each batch when it is asked for; ``"auto"`` tries out
+            which is faster (on a device, up to two threads).
         prefetch_factor: Batches prepared ahead, per worker.
         max_bytes_in_flight: Bytes of the batches prepared ahead, all together, as a number or with a unit; None does
             not count them.
@@ -129,7 +130,7 @@ class GraphDataModule(L.LightningDataModule):
         *,
         num_neighbors: Sequence[int] | Mapping[EdgeType, Sequence[int]] | None = None,
         batch_size: int = 1024,
-        num_workers: int = 2,
+        num_workers: int | str = 2,
         prefetch_factor: int = 2,
         max_bytes_in_flight: int | str | None = "2GiB",
         timeout_s: float | None = 600.0,
@@ -208,8 +209,8 @@ class GraphDataModule(L.LightningDataModule):
 
     @property
     def num_workers(self) -> int:
-        """Threads that prepare batches."""
-        return self._options.num_workers
+        """Threads that prepare batches; of ``"auto"``, those that are tried: a loader knows what it has chosen."""
+        return self._options.threads
 
     @property
     def prefetch_factor(self) -> int:

@@ -9,6 +9,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from lightning_gnnopt.loading.copies import Copy
 from lightning_gnnopt.loading.features import FeatureStore, bytes_of, check_out, kernel_ids
 from lightning_gnnopt.loading.gather import gather_rows
 from lightning_gnnopt.loading.narrowing import empty_rows, narrow_dtype, narrow_rows
@@ -60,6 +61,10 @@ class DenseFeatures(FeatureStore):
         """Copy rows as they are stored; see :meth:`FeatureStore.gather`."""
         check_out(out, (len(ids), *self.shape[1:]), self.stored_dtype)
         gather_rows(self._rows, kernel_ids(ids), bytes_of(out), row_bytes=self.row_bytes)
+
+    def copied(self, ids: NDArray[np.integer]) -> Copy:
+        """Say which rows :meth:`gather` copies; see :meth:`FeatureStore.copied`."""
+        return Copy.of_rows(self._rows, kernel_ids(ids), self.row_bytes)
 
     def write(self, ids: NDArray[np.integer], out: Tensor) -> None:
         """Copy rows as a batch has them; see :meth:`FeatureStore.write`."""

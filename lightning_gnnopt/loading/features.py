@@ -14,6 +14,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from lightning_gnnopt.loading.copies import Copy
+
 # No more elements than these and torch does not start a team of threads, which workers would fight over the cores with.
 _CHUNK_ELEMENTS = 32_768
 
@@ -79,6 +81,16 @@ class FeatureStore(ABC):
         Raises:
             ValueError: If `out` is not such a tensor.
         """
+
+    def copied(self, ids: NDArray[np.integer]) -> Copy | None:
+        """Say what :meth:`gather` copies, where that is rows of one table in memory; else None.
+
+        A batch then copies them together with all else, and does not call :meth:`gather`.
+
+        Args:
+            ids: As for :meth:`gather`.
+        """
+        return None
 
     def restore(self, stored: Tensor, out: Tensor) -> None:
         """Turn stored rows into rows of `dtype`, with operators on the device that both tensors are on.

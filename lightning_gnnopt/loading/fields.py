@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from lightning_gnnopt.loading.cached_features import CachedFeatures
+from lightning_gnnopt.loading.copies import Copy
 from lightning_gnnopt.loading.features import FeatureStore
 from lightning_gnnopt.loading.plan import Field, Packed, Part
 
@@ -24,34 +25,56 @@ def rows_field(store: FeatureStore, ids: NDArray[np.integer]) -> Field:
         ids: Which, shape ``(n,)``.
     """
     shape = (len(ids), *store.shape[1:])
-    part = Part(store.dtype, shape, lambda out: store.write(ids, out))
+    same = store.stored_dtype == store.dtype
+    copied = store.copied(ids)
+    part = Part(store.dtype, shape, (copied,) if same and copied is not None else lambda out: store.write(ids, out))
     if isinstance(store, CachedFeatures):
-        return Field(part, store.packed(ids))
-    if store.stored_dtype == store.dtype:
+        return Field(part, lambda: store.packed(ids))
+    if same:
         return Field(part)
-    stored = Part(store.stored_dtype, shape, lambda out: store.gather(ids, out))
-    return Field(part, Packed((stored,), lambda parts, out: store.restore(parts[0], out)))
+    stored = Part(store.stored_dtype, shape, (lambda out: store.gather(ids, out)) if copied is None else (copied,))
+    return Field(part, lambda: Packed((stored,), lambda parts, out: store.restore(parts[0], out)))
 
 
 def array_field(array: NDArray[Any]) -> Field:
     """Take an array as it is."""
-    values = torch.from_numpy(array)
-    return Field(Part(values.dtype, tuple(values.shape), _writer(array)))
+    array = np.ascontiguousarray(array)
+    return Field(Part(torch.from_numpy(array).dtype, array.shape, (Copy.of_array(array),)))
 
 
 def ids_field(ids: NDArray[np.integer]) -> Field:
     """Take ids as PyG has them, in int64; they travel as they are, where numbers below 2**31 are int32."""
-    part = Part(torch.int64, ids.shape, _writer(ids))
-    if ids.dtype.itemsize >= 8:
-        return Field(part)
-    if ids.dtype != np.int32:
-        ids = ids.astype(np.int32)
-    return Field(part, Packed((Part(torch.int32, ids.shape, _writer(ids)),), _widen))
+    ids = np.ascontiguousarray(ids)
+    if ids.dtype == np.int64:
+        return Field(Part(torch.int64, ids.shape, (Copy.of_array(ids),)))
+    narrow = ids.astype(np.int32, copy=False)
+    part = Part(torch.int64, ids.shape, (Copy.widened(narrow),))
+    return Field(part, lambda: Packed((Part(torch.int32, ids.shape, (Copy.of_array(narrow),)),), _widen))
 
 
-def edge_index_field(
-    row: NDArray[np.integer], col: NDArray[np.integer], num_targets: int
-) -> tuple[Field, NDArray[np.int32] | None]:
+class Columns:
+    """The columns of a batch's edges in their compressed form, found when it is first asked for.
+
+    Args:
+        col: Local destinations, shape ``(E,)``.
+        num_targets: No destination is this number or a higher one.
+    """
+
+    def __init__(self, col: NDArray[np.int32], num_targets: int) -> None:
+        self._col, self._num_targets = col, num_targets
+        self._starts: NDArray[np.int32] | None = None
+        self._tried = False
+
+    @property
+    def starts(self) -> NDArray[np.int32] | None:
+        """Where the edges of each destination start, shape ``(num_targets + 1,)``; None if they do not ascend."""
+        if not self._tried:
+            starts = np.empty(self._num_targets + 1, np.int32)
+            self._starts, self._tried = starts if _compress(self._col, starts) else None, True
+        return self._starts
+
+
+def edge_index_field(row: NDArray[np.integer], col: NDArray[np.integer], num_targets: int) -> tuple[Field, Columns]:
     """Take the ends of a batch's edges as an edge index; in its place int32 sources and compressed columns travel.
 
     Args:
@@ -60,31 +83,19 @@ def edge_index_field(
         num_targets: No destination is this number or a higher one.
 
     Returns:
-        The field, int64 of shape ``(2, E)``; and where the edges of each destination start, shape
-        ``(num_targets + 1,)``, or None if destinations do not ascend.
+        The field, int64 of shape ``(2, E)``; and the compressed columns.
     """
-    row = row.astype(np.int32, copy=False)
-    col_int32: NDArray[np.int32] = col.astype(np.int32, copy=False)
-    starts = np.empty(num_targets + 1, np.int32)
-    colptr = starts if _compress(col_int32, starts) else None
+    sources = np.ascontiguousarray(row, np.int32)
+    destinations = np.ascontiguousarray(col, np.int32)
+    columns = Columns(destinations, num_targets)
 
-    def write(out: Tensor) -> None:
-        ends = out.numpy()
-        ends[0], ends[1] = row, col_int32
+    def pack() -> Packed:
+        starts = columns.starts
+        first, second = sources, destinations if starts is None else starts
+        parts = tuple(Part(torch.int32, array.shape, (Copy.of_array(array),)) for array in (first, second))
+        return Packed(parts, _stack if starts is None else _expand)
 
-    part = Part(torch.int64, (2, len(row)), write)
-    sources = Part(torch.int32, row.shape, _writer(row))
-    if colptr is None:
-        return Field(part, Packed((sources, Part(torch.int32, col.shape, _writer(col_int32))), _stack)), None
-    columns = Part(torch.int32, colptr.shape, _writer(colptr))
-    return Field(part, Packed((sources, columns), _expand)), colptr
-
-
-def _writer(array: NDArray[Any]) -> Any:
-    def write(out: Tensor) -> None:
-        out.numpy()[...] = array  # numpy casts on this thread alone, where torch would start a team of its own
-
-    return write
+    return Field(Part(torch.int64, (2, len(row)), (Copy.widened(sources), Copy.widened(destinations))), pack), columns
 
 
 def _widen(parts: Sequence[Tensor], out: Tensor) -> None:

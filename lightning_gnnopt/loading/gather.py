@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from lightning_gnnopt.sampling.prefetch import prefetch
 
 _BYTES_AHEAD = 8192  # of rows to come are asked for: some 20 rows of 100 float32
-_ROWS_AHEAD = (2, 128)  # the least and the most
+_LEAST_AHEAD, _MOST_AHEAD = 2, 128  # rows
 
 _LINE = np.uint64(64)
 _ZERO, _ONE, _TWO, _FOUR, _EIGHT = (np.uint64(n) for n in (0, 1, 2, 4, 8))
@@ -39,7 +39,7 @@ def _emit_copy(typingctx: Any, source: Any, start: Any, target: Any, place: Any,
     return types.none(source, start, target, place, length), codegen
 
 
-_copy: Any = _emit_copy
+copy_bytes: Any = _emit_copy
 
 
 @njit(nogil=True, inline="always")
@@ -63,15 +63,15 @@ def _copy_words(
             prefetch(table, np.uint64(ids[i + far]) * width)
         start, place = np.uint64(ids[i]) * width, i * width
         if width == _FOUR:
-            _copy(table, start, out, place, 4)
+            copy_bytes(table, start, out, place, 4)
         elif width == _EIGHT:
-            _copy(table, start, out, place, 8)
+            copy_bytes(table, start, out, place, 8)
         elif width == _SIXTEEN:
-            _copy(table, start, out, place, 16)
+            copy_bytes(table, start, out, place, 16)
         elif width == _TWO:
-            _copy(table, start, out, place, 2)
+            copy_bytes(table, start, out, place, 2)
         else:
-            _copy(table, start, out, place, 1)
+            copy_bytes(table, start, out, place, 1)
 
 
 @njit(nogil=True, cache=True)
@@ -83,7 +83,17 @@ def _copy_rows(
     for i in range(n):
         if i + far < n:
             _ask(table, np.uint64(ids[i + far]) * width, width)
-        _copy(table, np.uint64(ids[i]) * width, out, i * width, width)
+        copy_bytes(table, np.uint64(ids[i]) * width, out, i * width, width)
+
+
+@njit(nogil=True, cache=True)
+def copy_rows(table: NDArray[np.uint8], ids: NDArray[np.integer], out: NDArray[np.uint8], row_bytes: int) -> None:
+    """Copy rows of a table; see :func:`gather_rows`."""
+    ahead = min(max(_BYTES_AHEAD // row_bytes, _LEAST_AHEAD), _MOST_AHEAD)
+    if row_bytes <= 16 and row_bytes & (row_bytes - 1) == 0:
+        _copy_words(table, ids, out, row_bytes, ahead)
+    else:
+        _copy_rows(table, ids, out, row_bytes, ahead)
 
 
 def gather_rows(table: NDArray[np.uint8], ids: NDArray[np.integer], out: NDArray[np.uint8], *, row_bytes: int) -> None:
@@ -95,14 +105,8 @@ def gather_rows(table: NDArray[np.uint8], ids: NDArray[np.integer], out: NDArray
         out: Output, shape ``(n * row_bytes,)``.
         row_bytes: Bytes of one row.
     """
-    if not row_bytes or not len(ids):
-        return
-    ahead = min(max(_BYTES_AHEAD // row_bytes, _ROWS_AHEAD[0]), _ROWS_AHEAD[1])
-    if row_bytes in (1, 2, 4, 8, 16):
-        kernel: Any = _copy_words
-    else:
-        kernel = _copy_rows
-    kernel(table, ids, out, row_bytes, ahead)
+    if row_bytes and len(ids):
+        copy_rows(table, ids, out, row_bytes)
 
 
 @njit(nogil=True, cache=True)
@@ -131,15 +135,15 @@ def _scatter_rows(
         for p in range(np.uint64(indptr[row]), np.uint64(indptr[row + _ONE])):
             to = place + np.uint64(columns[p]) * item
             if item == _FOUR:
-                _copy(values, p * item, out, to, 4)
+                copy_bytes(values, p * item, out, to, 4)
             elif item == _TWO:
-                _copy(values, p * item, out, to, 2)
+                copy_bytes(values, p * item, out, to, 2)
             elif item == _ONE:
-                _copy(values, p * item, out, to, 1)
+                copy_bytes(values, p * item, out, to, 1)
             elif item == _EIGHT:
-                _copy(values, p * item, out, to, 8)
+                copy_bytes(values, p * item, out, to, 8)
             else:
-                _copy(values, p * item, out, to, item)
+                copy_bytes(values, p * item, out, to, item)
 
 
 def scatter_rows(

@@ -8,6 +8,7 @@ from contextlib import closing
 from dataclasses import dataclass
 from typing import Any
 
+from lightning_gnnopt._machine import usable_cores
 from lightning_gnnopt._units import parse_bytes
 from lightning_gnnopt.loading.ordered import OrderedPrefetch
 from lightning_gnnopt.loading.placement import NOTE, HostPlacement, Placed, Placement
@@ -16,13 +17,19 @@ from lightning_gnnopt.loading.stage_log import note_stage
 from lightning_gnnopt.loading.stats import LoaderStats
 from lightning_gnnopt.loading.streams import Event
 
+AUTO = "auto"
+"""As `num_workers`: find out whether threads pay."""
+
+_AUTO_THREADS = 2  # that ``"auto"`` tries at most
+
 
 @dataclass(frozen=True, kw_only=True)
 class PipelineOptions:
     """How far and with what a pipeline works ahead.
 
     Attributes:
-        num_workers: Threads that prepare batches, each a whole batch; 0 prepares each batch when it is asked for.
+        num_workers: Threads that prepare batches, each a whole batch; 0 prepares each batch when it is asked for;
+            ``"auto"`` finds out which is faster, see `WorkerChoice`.
         prefetch_factor: Batches prepared ahead, per worker.
         max_bytes_in_flight: Bytes of the batches that are being written or wait to be asked for, all together, as a
             number or with a unit (``"2GiB"``); a batch that is larger goes alone. None counts batches only.
@@ -30,18 +37,21 @@ class PipelineOptions:
             waits for ever.
 
     Raises:
-        ValueError: If `num_workers` is negative, `prefetch_factor` below 1, `max_bytes_in_flight` no positive number of
-            bytes, or `timeout_s` not positive.
+        ValueError: If `num_workers` is negative or another word, `prefetch_factor` below 1, `max_bytes_in_flight` no
+            positive number of bytes, or `timeout_s` not positive.
     """
 
-    num_workers: int = 2
+    num_workers: int | str = 2
     prefetch_factor: int = 2
     max_bytes_in_flight: int | str | None = "2GiB"
     timeout_s: float | None = 600.0
 
     def __post_init__(self) -> None:
-        if self.num_workers < 0:
-            raise ValueError(f"`num_workers` must be 0 or more, but got {self.num_workers}. HINT: 0 uses no threads.")
+        if self.num_workers != AUTO and (isinstance(self.num_workers, str) or self.num_workers < 0):
+            raise ValueError(
+                f"`num_workers` must be 0 or more, or 'auto', but got {self.num_workers!r}. HINT: 0 uses no threads;"
+                " 'auto' tries out whether threads pay."
+            )
         if self.prefetch_factor < 1:
             raise ValueError(
                 f"`prefetch_factor` must be at least 1, but got {self.prefetch_factor}."
@@ -62,9 +72,16 @@ class PipelineOptions:
         return None if given is None else parse_bytes(given, name="max_bytes_in_flight")
 
     @property
+    def threads(self) -> int:
+        """Threads that prepare batches; of ``"auto"``, as many as are tried: up to two, and a core is left to train."""
+        if isinstance(self.num_workers, str):
+            return max(1, min(_AUTO_THREADS, usable_cores() - 1))
+        return self.num_workers
+
+    @property
     def max_ahead(self) -> int:
         """Batches that are in preparation or ready at any time."""
-        return max(1, self.num_workers * self.prefetch_factor)
+        return max(1, self.threads * self.prefetch_factor)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -106,7 +123,7 @@ class BatchPipeline:
         self._prefetch = OrderedPrefetch(
             self._prepare,
             items,
-            num_workers=options.num_workers,
+            num_workers=options.threads,
             max_ahead=options.max_ahead,
             max_bytes=options.max_bytes,
             timeout_s=options.timeout_s,

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lightning_gnnopt.loading.plan import ALIGNMENT, BatchPlan, Layout, Part
+from lightning_gnnopt.loading.plan import ALIGNMENT, BatchPlan, Layout, Part, host_tensor, write_parts
 from lightning_gnnopt.loading.slabs import Slab, SlabPool
 from lightning_gnnopt.loading.streams import DeviceStreams, Event
 
@@ -105,9 +105,8 @@ class HostPlacement:
     @torch.inference_mode(False)
     def place(self, plan: BatchPlan, name: str = "a batch") -> Placed:
         """Write a batch."""
-        parts, large = [field.part for field in plan.fields], _large(plan)
-        if plan.nbytes < _SMALL_BYTES:
-            large = [False] * len(parts)
+        parts = [field.part for field in plan.fields]
+        large = [False] * len(parts) if plan.nbytes < _SMALL_BYTES else _large(plan)
         layout = Layout()
         for part, is_large in zip(parts, large, strict=True):
             if is_large:
@@ -115,13 +114,12 @@ class HostPlacement:
         in_slab: Iterator[Tensor] = iter(())
         if layout.nbytes:
             slab = self._pool.acquire(layout.nbytes)
-            in_slab = iter(layout.tensors(slab.lend(self._pool)))
+            in_slab = iter(layout.host_tensors(slab.lend(self._pool)))
         tensors = [
-            next(in_slab) if is_large else torch.empty(part.shape, dtype=part.dtype, device="cpu")
+            next(in_slab) if is_large else host_tensor(part.dtype, part.shape)
             for part, is_large in zip(parts, large, strict=True)
         ]
-        for part, tensor in zip(parts, tensors, strict=True):
-            part.write(tensor)
+        write_parts(parts, tensors)
         return Placed(plan.assemble(tensors))
 
 
@@ -233,8 +231,7 @@ class _Arrival:
 
     def write(self, memory: Tensor) -> None:
         """Write what travels into host memory."""
-        for part, tensor in zip(self._travelling, self.slab.tensors(memory, len(self._travelling)), strict=True):
-            part.write(tensor)
+        write_parts(self._travelling, self.slab.host_tensors(memory, len(self._travelling)))
 
     def tensors(self, slab: Tensor, own: Tensor) -> tuple[list[Tensor], list[_Unpacking]]:
         """Make the batch's tensors, and say which of them is unpacked from what."""
@@ -256,8 +253,8 @@ class _Arrival:
 
 def _large(plan: BatchPlan) -> list[bool]:
     """Tell which tensors lie in a slab; who keeps one of the others does not keep the whole batch."""
-    total = plan.nbytes
-    return [field.part.nbytes >= _SMALL_SHARE * total for field in plan.fields]
+    least = _SMALL_SHARE * plan.nbytes
+    return [field.part.nbytes >= least for field in plan.fields]
 
 
 def _as_it_is(parts: Sequence[Tensor], out: Tensor) -> None:

@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Sequence
+import time
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import closing
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
 import lightning as L
 from torch_geometric.data import Data, HeteroData
 
-from lightning_gnnopt.loading.pipeline import BatchPipeline, PipelineOptions
+from lightning_gnnopt.loading.pipeline import AUTO, BatchPipeline, PipelineOptions
 from lightning_gnnopt.loading.placement import HostPlacement, Placement
 from lightning_gnnopt.loading.returned import EpochBatches, check_state, epoch_stages, refuse_returning, trainer_calls
 from lightning_gnnopt.loading.seeds import EpochSampler, FixedSampler, SeedOrder
 from lightning_gnnopt.loading.sources import BatchSource
 from lightning_gnnopt.loading.stats import LoaderStats
 from lightning_gnnopt.loading.transform import SubgraphTransform
+from lightning_gnnopt.loading.worker_choice import Intervals, WorkerChoice
 from lightning_gnnopt.sampling import SampleKey
 
 
@@ -41,6 +44,7 @@ class PrefetchLoader:
         source: What the batches are made from.
         order: Which inputs stand in which batch.
         num_workers: Threads that prepare batches, each a whole batch; 0 prepares each batch when it is asked for.
+            ``"auto"`` tries both out, on some hundred batches, and goes on with what is faster.
         prefetch_factor: Batches prepared ahead, per worker.
         max_bytes_in_flight: Bytes of the batches that are being written or wait to be asked for, all together, as a
             number or with a unit (``"2GiB"``); a batch that is larger goes alone. None counts batches only.
@@ -51,6 +55,7 @@ class PrefetchLoader:
         placement: Where the batches go, `HostPlacement` by default; `DevicePlacement` brings them to a device.
 
     Attributes:
+        worker_choice: What ``num_workers="auto"`` has found out; None without it, and on a device, where threads pay.
         agree: Maps a number of this rank to the largest of all ranks, which call it at the same points of an epoch;
             needed where a transform `returns_seeds` and there are several ranks. :meth:`follow` sets these three.
         gather: Makes a list of a value of each rank; called by `state_dict` where a transform `returns_seeds`. Without
@@ -66,7 +71,7 @@ class PrefetchLoader:
         source: BatchSource,
         order: SeedOrder,
         *,
-        num_workers: int = 2,
+        num_workers: int | str = 2,
         prefetch_factor: int = 2,
         max_bytes_in_flight: int | str | None = "2GiB",
         timeout_s: float | None = 600.0,
@@ -90,6 +95,9 @@ class PrefetchLoader:
         # Lightning reads these two as it does on a DataLoader; batches are cut by `order`, not by a batch sampler.
         self.batch_sampler = None
         self.sampler = EpochSampler(order) if order.shuffle else FixedSampler(order)
+        # On a device of its own compute does not suffer from what the host's other cores do.
+        tries = num_workers == AUTO and isinstance(self.placement, HostPlacement)
+        self.worker_choice = WorkerChoice(self.options.threads) if tries else None
         self._stats = LoaderStats()
         self._pipeline: BatchPipeline | None = None
         self._delivered = (0, 0)  # an epoch, and how many of its batches were delivered
@@ -115,8 +123,8 @@ class PrefetchLoader:
 
     @property
     def num_workers(self) -> int:
-        """Threads that prepare batches."""
-        return self.options.num_workers
+        """Threads that prepare batches; of ``"auto"``, those that were chosen or, as long as none are, those tried."""
+        return self.options.threads if self.worker_choice is None else self.worker_choice.num_workers
 
     @property
     def prefetch_factor(self) -> int:
@@ -179,16 +187,28 @@ class PrefetchLoader:
             )
         stages = epoch_stages(self._batches, self.source, self.transforms, partial(self._key, epoch))
         for numbers in self._batches.rounds(start, agree=self.agree if returns_seeds else None):
-            if self._pipeline is not None:  # Lightning asks for no batch too many, so its last pass did not end
-                self._stats.transfer_s += self._pipeline.transfers_s(wait=True)
-            self._pipeline = BatchPipeline(stages, numbers, options=self.options, placement=self.placement)
-            with closing(iter(self._pipeline)) as batches:
-                for index, (placed, stats) in enumerate(batches, numbers.start):
-                    self._stats += stats
-                    self._delivered = (epoch, index + 1)
-                    yield placed.take()  # and keep no reference: the consumer decides when the batch goes
+            for stretch, options, intervals in self._stretches(numbers):
+                if self._pipeline is not None:  # Lightning asks for no batch too many, so its last pass did not end
+                    self._stats.transfer_s += self._pipeline.transfers_s(wait=True)
+                self._pipeline = BatchPipeline(stages, stretch, options=options, placement=self.placement)
+                with closing(iter(self._pipeline)) as batches:
+                    for index, (placed, stats) in enumerate(batches, stretch.start):
+                        self._stats += stats
+                        self._delivered = (epoch, index + 1)
+                        if intervals is not None:
+                            intervals.delivered(time.perf_counter())
+                        yield placed.take()  # and keep no reference: the consumer decides when the batch goes
         if self.sampler.current_epoch == epoch:
             self.sampler.set_epoch(epoch + 1)
+
+    def _stretches(self, numbers: range) -> Iterator[tuple[range, PipelineOptions, Intervals | None]]:
+        """Divide a round's batches into those that one pipeline prepares; all of them, unless threads are tried out."""
+        choice = self.worker_choice
+        if choice is None:
+            yield numbers, self.options, None
+            return
+        for stretch, workers in choice.stretches(numbers):
+            yield stretch, replace(self.options, num_workers=workers), Intervals(choice, workers)
 
     def warm_up(self) -> None:
         """Prepare the first batch and drop it, so that no kernel is compiled while training waits.

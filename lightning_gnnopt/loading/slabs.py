@@ -26,12 +26,14 @@ class Slab:
 
     Attributes:
         memory: Uint8 tensor.
+        nbytes: Its size.
         busy: Until when the device works on it, if it does; to be waited for before it is written.
         reader: The stream that reads what is lent; None if the host does.
     """
 
     def __init__(self, memory: Tensor) -> None:
         self.memory = memory
+        self.nbytes = len(memory)
         self.busy: Event | None = None
         self.reader: Stream | None = None
         self._lease: Any = None
@@ -101,9 +103,9 @@ class SlabPool:
             self._take_back()
             # Batches differ in size: with an eighth to spare, the next larger one fits as well.
             size = -(-max(self._asked) * 9 // 8 // _PAGE) * _PAGE
-            fits = [slab for slab in self._free if len(slab.memory) >= nbytes]
+            fits = [slab for slab in self._free if slab.nbytes >= nbytes]
             idle = (slab for slab in fits if slab.busy is None or slab.busy.query())
-            slab = min(idle, key=lambda slab: len(slab.memory), default=None)
+            slab = min(idle, key=lambda slab: slab.nbytes, default=None)
             if slab is None and fits and self._is_full(size):
                 slab = fits[0]
             if slab is not None:
@@ -155,14 +157,14 @@ class SlabPool:
         while self.returned:
             slab = self.returned.popleft()
             # More than were asked for, or made for batches of a size that no longer comes.
-            if self.num_slabs > self.target or len(slab.memory) > _MUCH * max(self._asked, default=0) + _PAGE:
+            if self.num_slabs > self.target or slab.nbytes > _MUCH * max(self._asked, default=0) + _PAGE:
                 self._drop(slab)
             else:
                 self._free.append(slab)
 
     def _drop(self, slab: Slab) -> None:
         self.num_slabs -= 1
-        self.nbytes -= len(slab.memory)
+        self.nbytes -= slab.nbytes
 
 
 class _Lease:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, fields
+import operator
+from dataclasses import dataclass
 
 
 @dataclass
@@ -50,11 +51,11 @@ class LoaderStats:
         return self.cache_hits / self.cache_lookups if self.cache_lookups else None
 
     def __add__(self, other: LoaderStats) -> LoaderStats:
-        return LoaderStats(*(getattr(self, f.name) + getattr(other, f.name) for f in fields(self)))
+        return LoaderStats(*map(operator.add, vars(self).values(), vars(other).values()))
 
     def __sub__(self, other: LoaderStats) -> LoaderStats:
-        return LoaderStats(*(getattr(self, f.name) - getattr(other, f.name) for f in fields(self)))
+        return LoaderStats(*map(operator.sub, vars(self).values(), vars(other).values()))
 
     def copy(self) -> LoaderStats:
         """The totals as they stand now."""
-        return LoaderStats(**asdict(self))
+        return LoaderStats(*vars(self).values())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import threading
 import uuid
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -19,6 +20,8 @@ from lightning_gnnopt.parallel.parts import GraphPart
 
 _VERSION = 1
 _HEADER = "partition.json"
+# numpy reads a header with Python's parser, which Python 3.11 does not always survive in two threads at once.
+_READING = threading.Lock()
 _HINT = "HINT: write the folder anew with `partition_graph` or `gnnopt-partition`."
 _PLAIN = (bool, int, float, str, type(None))
 
@@ -217,7 +220,8 @@ def _from_numpy(array: Any, dtype: str) -> Tensor:
 def _map(path: Path) -> Any:
     """Map an array, copy-on-write: the file is never changed, and torch does not warn of memory it may not write to."""
     try:
-        return np.load(path, mmap_mode="c", allow_pickle=False)
+        with _READING:
+            return np.load(path, mmap_mode="c", allow_pickle=False)
     except FileNotFoundError as error:
         raise FileNotFoundError(f"'{path}' is missing from a cut graph's folder. {_HINT}") from error
     except ValueError as error:

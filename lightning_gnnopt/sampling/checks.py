@@ -102,8 +102,9 @@ def checked_seeds(seeds: Any, num_nodes: int) -> NDArray[np.integer]:
     check_integers(array, "seeds", "`mask.nonzero()` gives the ids that a mask marks, `ids.ravel()` makes them flat.")
     # Two types of id are enough for the kernel; a compiled version of each other one would be a wait for nothing.
     ids = array if array.dtype.type in (np.int32, np.int64) and array.flags.c_contiguous else array.astype(np.int64)
-    place = int(first_outside(ids, num_nodes))
-    if place >= 0:
+    # Of few seeds numpy finds this without letting go of the GIL, as a kernel does.
+    if int(ids.min()) < 0 or int(ids.max()) >= num_nodes:
+        place = int(first_outside(ids, num_nodes))
         raise ValueError(
             f"`seeds` must be node ids from 0 to {num_nodes - 1:,}, but found {array[place]:,}."
             " HINT: seeds are global ids of the graph that is sampled."

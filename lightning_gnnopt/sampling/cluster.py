@@ -5,12 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from numba import njit
 from numpy.typing import NDArray
 from typing_extensions import override
 
+from lightning_gnnopt.sampling.at_once import join_clusters
 from lightning_gnnopt.sampling.base import NodeSampler
-from lightning_gnnopt.sampling.induced import induced_edges
 from lightning_gnnopt.sampling.node_table import TablePool
 from lightning_gnnopt.sampling.partition import PartitionMethod, partition_nodes
 from lightning_gnnopt.sampling.rng import SampleKey
@@ -98,15 +97,8 @@ class ClusterSampler(NodeSampler):
         self.refuse_time(time)
         seeds = self.check_seeds(seeds)
         clusters = np.unique(self.seed_groups[seeds])
-        count = int((self._starts[clusters + 1] - self._starts[clusters]).sum())
-        members: NDArray[np.integer] = np.empty(count, self._members.dtype)
-        _members_of(self._members, self._starts, clusters, members)
         with self._tables.borrow() as table:
-            table.start(seeds)
-            others, _ = table.number(members)
-            n_id = np.concatenate([seeds.astype(members.dtype), others])
-            row, col, positions = induced_edges(self.topology, table, n_id)
-        return Subgraph(n_id, row, col, positions, None, None, len(seeds))
+            return join_clusters(self.topology, table, seeds, self._members, self._starts, clusters)
 
     def __repr__(self) -> str:
         return (
@@ -129,14 +121,3 @@ def _check_parts(parts: NDArray[np.integer], num_nodes: int) -> NDArray[np.int32
             " HINT: `np.unique(parts, return_inverse=True)[1]` numbers clusters from 0 on."
         )
     return parts.astype(np.int32)
-
-
-@njit(nogil=True, cache=True)
-def _members_of(
-    members: NDArray[np.integer], starts: NDArray[np.int64], clusters: NDArray[np.int32], out: NDArray[np.integer]
-) -> None:
-    at = 0
-    for cluster in clusters:
-        for p in range(starts[cluster], starts[cluster + 1]):
-            out[at] = members[p]
-            at += 1

@@ -18,7 +18,8 @@ from lightning_gnnopt.sampling.topology import Topology
 
 _32, _63 = np.uint64(32), np.uint64(63)
 _INT32_1 = np.int32(1)
-_MAX_ROOM = 2**22  # positions; below it, room for the most that can be drawn is cheaper than counting first
+MAX_ROOM = 2**22
+"""Positions of a hop: below it, room for the most that can be drawn is cheaper than counting first."""
 _FLOYD_MAX = np.uint64(32)  # up to here looking back beats reading on, whatever the degree
 
 
@@ -154,7 +155,7 @@ def room_for(
     """Return how many positions to make room for in a hop, and an array for its ``colptr``."""
     colptr = np.empty(len(frontier) + 1, np.int64)
     room = len(frontier) * fanout
-    if fanout < 0 or room > _MAX_ROOM:
+    if fanout < 0 or room > MAX_ROOM:
         count_drawn(indptr, frontier, fanout, replace, colptr)
         room = int(colptr[-1])
     return room, colptr

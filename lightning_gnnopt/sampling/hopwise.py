@@ -11,13 +11,14 @@ from numpy.typing import NDArray
 from typing_extensions import override
 
 from lightning_gnnopt._names import unknown_name
+from lightning_gnnopt.sampling.at_once import grow_uniform
 from lightning_gnnopt.sampling.base import NodeSampler
 from lightning_gnnopt.sampling.buffers import Buffer
-from lightning_gnnopt.sampling.draws import Draw
+from lightning_gnnopt.sampling.draws import Draw, UniformDraw
 from lightning_gnnopt.sampling.induced import induced_edges, tree_edges, with_reverses
 from lightning_gnnopt.sampling.kernels import gather, split_tree_keys, tree_keys
 from lightning_gnnopt.sampling.node_table import DENSE_LIMIT_BYTES, TablePool
-from lightning_gnnopt.sampling.rng import SampleKey, mix64
+from lightning_gnnopt.sampling.rng import SampleKey, mix64_int
 from lightning_gnnopt.sampling.subgraph import Subgraph
 from lightning_gnnopt.sampling.topology import Topology
 
@@ -79,7 +80,10 @@ class HopwiseSampler(NodeSampler):
         seeds = self.check_seeds(seeds)
         if not self.temporal:
             self.refuse_time(time)
-        graph, word = self.topology, key.fold()
+        graph, word, draw = self.topology, key.fold(), self.draw
+        if isinstance(draw, UniformDraw) and not self.disjoint and self.subgraph_type == "directional":
+            with self._tables.borrow() as table:
+                return grow_uniform(graph, table, seeds, self.sizes, word, replace=draw.replace)
         node_room, edge_room = self._room
         n_id = Buffer(graph.indices.dtype, node_room)
         row, col = Buffer(np.int32, edge_room), Buffer(np.int32, edge_room)
@@ -95,7 +99,7 @@ class HopwiseSampler(NodeSampler):
             for hop, size in enumerate(self.sizes):
                 time_of = None if time is None else time[trees]
                 hop_key = self._hop_key(word, hop)
-                colptr, norm = self.draw.append(n_id[first:], size, hop_key, positions, col, first=first, time=time_of)
+                colptr, norm = draw.append(n_id[first:], size, hop_key, positions, col, first=first, time=time_of)
                 start, drawn = row.size, int(colptr[-1])
                 if self.disjoint:
                     sources = gather(graph.indices, positions[start:])
@@ -143,7 +147,7 @@ class HopwiseSampler(NodeSampler):
 
     def _hop_key(self, word: np.uint64, hop: int) -> np.uint64:
         """The word that keys a hop's random numbers, given the batch's."""
-        return np.uint64(mix64(word ^ np.uint64(hop)))  # numba hands back a plain int
+        return np.uint64(mix64_int(int(word) ^ hop))
 
     def _keys(self, nodes: NDArray[np.integer], trees: NDArray[np.int32]) -> NDArray[np.integer]:
         """What the numbering table tells apart: nodes, or in disjoint trees (tree, node) pairs."""

@@ -31,15 +31,15 @@ def induced_edges(
     """
     arguments = (topology.indptr, topology.indices, n_id, *table.arrays)
     none = np.empty(0, np.int32)
-    num_edges = int(_edges_between(*arguments, none, none, np.empty(0, topology.position_dtype)))
+    num_edges = int(edges_between(*arguments, none, none, np.empty(0, topology.position_dtype)))
     row, col = np.empty(num_edges, np.int32), np.empty(num_edges, np.int32)
     positions = np.empty(num_edges, topology.position_dtype)
-    _edges_between(*arguments, row, col, positions)
+    edges_between(*arguments, row, col, positions)
     return row, col, positions
 
 
 @njit(nogil=True, cache=True)
-def _edges_between(
+def edges_between(
     indptr: NDArray[np.int64],
     indices: NDArray[np.integer],
     n_id: NDArray[np.integer],

@@ -84,7 +84,8 @@ def rows_sorted(indptr: NDArray[np.int64], indices: NDArray[np.integer]) -> bool
 
 
 @njit(nogil=True, cache=True)
-def _gather(indices: NDArray[np.integer], positions: NDArray[np.integer], out: NDArray[np.integer]) -> None:
+def gather_into(indices: NDArray[np.integer], positions: NDArray[np.integer], out: NDArray[np.integer]) -> None:
+    """Write ``indices[positions]`` into `out` of the same shape, with the cache lines asked for ahead."""
     n = np.uint64(len(positions))
     for e in range(n):
         if e + EDGES_AHEAD < n:
@@ -98,7 +99,7 @@ def gather(
     """Read ``indices[positions]``, shape ``(E,)``, with the cache lines asked for ahead."""
     if out is None:
         out = np.empty(len(positions), indices.dtype)
-    _gather(indices, positions, out)
+    gather_into(indices, positions, out)
     return out
 
 

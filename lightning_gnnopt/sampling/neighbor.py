@@ -137,15 +137,17 @@ class NeighborSampler(HopwiseSampler):
             ValueError: If there is no seed, an id is not a node of the graph, the seeds of a temporal sampler have no
                 time or not one each, or the sampler is not temporal and there are times.
         """
+        if not self.temporal:
+            return super().sample(seeds, key, time=time)
         seeds = self.check_seeds(seeds)
-        if self.temporal and time is None:
+        if time is None:
             if self._node_time is None:
                 raise ValueError(
                     "`time` must be given for the seeds of a sampler with `edge_time`, but got None."
                     " HINT: nodes have no time of their own there; `NodeLoader` takes it as `input_time`."
                 )
             time = self._node_time[seeds]
-        elif self.temporal and time is not None:
+        else:
             time = check_times(_to_numpy(time), len(seeds), name="time")
         return super().sample(seeds, key, time=time)
 

@@ -49,7 +49,7 @@ def prefetch_slot(keys: NDArray[np.int64], entries: NDArray[np.uint32], key: np.
 
 
 @njit(nogil=True, cache=True)
-def _number(
+def number_nodes(
     keys: NDArray[np.int64],
     entries: NDArray[np.uint32],
     base: int,
@@ -90,7 +90,9 @@ def _number(
 
 
 @njit(nogil=True, cache=True)
-def _start(keys: NDArray[np.int64], entries: NDArray[np.uint32], base: int, seeds: NDArray[np.integer]) -> None:
+def start_numbering(
+    keys: NDArray[np.int64], entries: NDArray[np.uint32], base: int, seeds: NDArray[np.integer]
+) -> None:
     """Give each seed its place as local id; one that stands twice keeps the first."""
     for i in range(len(seeds)):
         seed = np.int64(seeds[i])
@@ -153,6 +155,10 @@ class NodeTable:
         self._entries = np.zeros(num_keys if self.dense else 1024, np.uint32)
         self._base = 1
         self._size = 0
+        self.room: tuple[int, int] = (0, 0)
+        """Nodes and edges that whoever borrows the table had to make room for so far."""
+        self.scratch: tuple[NDArray[Any], ...] | None = None
+        """Arrays of that room, which are nobody's between two batches."""
 
     @property
     def size(self) -> int:
@@ -171,11 +177,19 @@ class NodeTable:
 
     def start(self, seeds: NDArray[np.integer]) -> None:
         """Begin a batch: seed ``i`` gets the local id ``i``, a key that stands twice that of its first place."""
+        start_numbering(*self.begin(len(seeds)), seeds)
+        self._size = len(seeds)
+
+    def begin(self, most: int) -> tuple[NDArray[np.int64], NDArray[np.uint32], int]:
+        """Begin a batch of at most so many keys, which a kernel numbers; give the table's :attr:`arrays`."""
         self._base += self._size
         self._size = 0
-        self._make_room(len(seeds))
-        _start(self._keys, self._entries, self._base, seeds)
-        self._size = len(seeds)
+        self._make_room(most)
+        return self.arrays
+
+    def end(self, size: int) -> None:
+        """Be told how many local ids the kernel gave."""
+        self._size = size
 
     def number(self, nodes: NDArray[np.integer]) -> tuple[NDArray[Any], NDArray[np.int32]]:
         """Give each key its local id.
@@ -205,7 +219,7 @@ class NodeTable:
             The number of keys not seen before.
         """
         self._make_room(len(nodes))
-        num_new = int(_number(self._keys, self._entries, self._base, self._size, nodes, new, locals_))
+        num_new = int(number_nodes(self._keys, self._entries, self._base, self._size, nodes, new, locals_))
         self._size += num_new
         return num_new
 

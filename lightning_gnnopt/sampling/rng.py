@@ -22,6 +22,7 @@ _MIX_1 = np.uint64(0xBF58476D1CE4E5B9)
 _MIX_2 = np.uint64(0x94D049BB133111EB)
 LOW_32 = np.uint64(0xFFFFFFFF)
 ONE = np.uint64(1)
+_ALL = (1 << 64) - 1
 _TWO_32 = np.uint64(1 << 32)
 _30, _27, _31, _32 = np.uint64(30), np.uint64(27), np.uint64(31), np.uint64(32)
 
@@ -50,9 +51,9 @@ class SampleKey(NamedTuple):
             >>> SampleKey(seed=1, batch=2).fold() == SampleKey(seed=2, batch=1).fold()
             np.False_
         """
-        word = np.uint64(0)
+        word = 0
         for part in self:
-            word = mix64(np.uint64((int(word) ^ (part & 0xFFFFFFFFFFFFFFFF)) & 0xFFFFFFFFFFFFFFFF))
+            word = mix64_int(word ^ (int(part) & _ALL))
         return np.uint64(word)
 
     def permutation(self, size: int) -> NDArray[np.int64]:
@@ -74,6 +75,14 @@ def mix64(word: np.uint64) -> np.uint64:
     word = (word ^ (word >> _30)) * _MIX_1
     word = (word ^ (word >> _27)) * _MIX_2
     return word ^ (word >> _31)
+
+
+def mix64_int(word: int) -> int:
+    """Do what :func:`mix64` does, in Python: a compiled call for one word would let go of the GIL, and wait for it."""
+    word = (word + int(GOLDEN)) & _ALL
+    word = ((word ^ (word >> 30)) * int(_MIX_1)) & _ALL
+    word = ((word ^ (word >> 27)) * int(_MIX_2)) & _ALL
+    return word ^ (word >> 31)
 
 
 @njit(nogil=True, cache=True, inline="always")

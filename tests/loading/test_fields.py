@@ -81,13 +81,14 @@ def test_ascending_destinations_travel_as_compressed_columns(degrees: list[int],
     col = edges_of(degrees)
     row = np.random.default_rng(seed).integers(0, 50, len(col), dtype=np.int32)
     num_targets = len(degrees) + more_targets
-    field, colptr = edge_index_field(row, col, num_targets)
+    field, columns = edge_index_field(row, col, num_targets)
     assert field.packed is not None
     assert [part.shape for part in field.packed.parts] == [(len(col),), (num_targets + 1,)]
     assert travels_as(field) == [torch.int32, torch.int32]
     edge_index = both_ways(field)
     assert edge_index.dtype == torch.int64
     assert edge_index.tolist() == [row.tolist(), col.tolist()]
+    colptr = columns.starts
     assert colptr is not None
     assert colptr.dtype == np.int32
     assert colptr.tolist() == [int((col < v).sum()) for v in range(num_targets + 1)]
@@ -98,8 +99,8 @@ def test_ascending_destinations_travel_as_compressed_columns(degrees: list[int],
 def test_destinations_in_any_order_travel_themselves(ends: list[int]) -> None:
     col = np.array(ends, np.int64)
     row = np.arange(len(ends), dtype=np.int64)
-    field, colptr = edge_index_field(row, col, 10)
-    assert (colptr is None) == (ends != sorted(ends))
+    field, columns = edge_index_field(row, col, 10)
+    assert (columns.starts is None) == (ends != sorted(ends))
     assert both_ways(field).tolist() == [row.tolist(), ends]
 
 
@@ -107,16 +108,17 @@ def test_destinations_in_any_order_travel_themselves(ends: list[int]) -> None:
 def test_a_destination_past_the_last_target_is_not_compressed(col: list[int]) -> None:
     """A transform may return edges into nodes of the last hop."""
     row = np.zeros(len(col), np.int32)
-    field, colptr = edge_index_field(row, np.array(col, np.int32), 2)
-    assert colptr is None
+    field, columns = edge_index_field(row, np.array(col, np.int32), 2)
+    assert columns.starts is None
     assert both_ways(field).tolist() == [row.tolist(), col]
 
 
 @pytest.mark.parametrize("num_targets", [0, 1, 5])
 def test_no_edges(num_targets: int) -> None:
     none = np.empty(0, np.int32)
-    field, colptr = edge_index_field(none, none, num_targets)
+    field, columns = edge_index_field(none, none, num_targets)
     assert both_ways(field).shape == (2, 0)
+    colptr = columns.starts
     assert colptr is not None
     assert colptr.tolist() == [0] * (num_targets + 1)
 

@@ -257,7 +257,11 @@ def test_options_say_what_they_mean() -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"num_workers": -1}, "`num_workers` must be 0 or more, but got -1. HINT: 0 uses no threads."),
+        (
+            {"num_workers": -1},
+            "`num_workers` must be 0 or more, or 'auto', but got -1. HINT: 0 uses no threads; 'auto' tries out whether"
+            " threads pay.",
+        ),
         ({"prefetch_factor": 0}, "`prefetch_factor` must be at least 1, but got 0."),
         ({"max_bytes_in_flight": 0}, "`max_bytes_in_flight` must be above 0, but got 0."),
         ({"max_bytes_in_flight": "0.1B"}, "`max_bytes_in_flight` must be above 0, but got '0.1B'."),

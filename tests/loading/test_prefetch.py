@@ -326,7 +326,11 @@ def test_what_lightning_looks_for() -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"num_workers": -1}, "`num_workers` must be 0 or more, but got -1. HINT: 0 uses no threads."),
+        (
+            {"num_workers": -1},
+            "`num_workers` must be 0 or more, or 'auto', but got -1. HINT: 0 uses no threads; 'auto' tries out whether"
+            " threads pay.",
+        ),
         (
             {"prefetch_factor": 0},
             "`prefetch_factor` must be at least 1, but got 0. HINT: `num_workers=0` prepares no batch ahead.",

@@ -50,7 +50,7 @@ def value_plan(
     rows = Field(Part(torch.float32, (numel,), fill))
     few = Field(Part(torch.uint8, (numel % 7 + 1,), fill))
     ids_shape = (numel // 2,)
-    ids = Field(Part(torch.int64, ids_shape, fill), Packed((Part(torch.int32, ids_shape, fill),), widen))
+    ids = Field(Part(torch.int64, ids_shape, fill), lambda: Packed((Part(torch.int32, ids_shape, fill),), widen))
     return BatchPlan([rows, few, ids], list, num_nodes=numel, num_edges=2 * numel)
 
 

@@ -19,6 +19,7 @@ from lightning_gnnopt.sampling import (
     SampleKey,
     Subgraph,
     Topology,
+    at_once,
     check_fanouts,
     hopwise,
     topology,
@@ -30,8 +31,11 @@ from .reference import SIGNIFICANCE, multigraphs, random_graph, star, uniform_p_
 N, E = 200, 3_000
 
 
-def make_sampler(num_neighbors: list[int], *, num_nodes: int = N, num_edges: int = E) -> NeighborSampler:
-    return NeighborSampler(Topology.from_edge_index(random_graph(num_nodes, num_edges), num_nodes), num_neighbors)
+def make_sampler(
+    num_neighbors: list[int], *, num_nodes: int = N, num_edges: int = E, disjoint: bool = False
+) -> NeighborSampler:
+    topology = Topology.from_edge_index(random_graph(num_nodes, num_edges), num_nodes)
+    return NeighborSampler(topology, num_neighbors, disjoint=disjoint)
 
 
 def assert_same_bits(a: Subgraph, b: Subgraph) -> None:
@@ -214,14 +218,17 @@ def test_many_threads_at_once_draw_the_same_bits() -> None:
     assert 1 <= len(sampler._tables._idle) <= 8
 
 
-def test_a_batch_that_failed_leaves_nothing_behind(monkeypatch: pytest.MonkeyPatch) -> None:
-    sampler, seeds = make_sampler([3, 3]), np.arange(9)
+@pytest.mark.parametrize("disjoint", [False, True])
+def test_a_batch_that_failed_leaves_nothing_behind(disjoint: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """At once or hop by hop."""
+    sampler, seeds = make_sampler([3, 3], disjoint=disjoint), np.arange(9)
     expected = sampler.sample(seeds, SampleKey(0))
 
     def fail(*args: Any, **kwargs: Any) -> None:
         raise RuntimeError("in the first hop")
 
     monkeypatch.setattr(hopwise, "gather", fail)
+    monkeypatch.setattr(at_once, "_grow_uniform", fail)
     with pytest.raises(RuntimeError, match="in the first hop"):
         sampler.sample(seeds, SampleKey(0))
     monkeypatch.undo()

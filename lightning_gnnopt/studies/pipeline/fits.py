@@ -38,6 +38,7 @@ class Fit:
         stages: Median seconds of the stages of a steady epoch; None where validation ran beside it.
         cpu_s: Median processor seconds of the training thread in a steady epoch; what it waits for is not in them.
         startup_s: From the first epoch's start to the first verdict; 0 where validation ran within training.
+        workers: Threads or processes that prepared batches for training and for validation, as they were at the end.
         losses: Digest of the bits of all training losses.
         val_losses: Loss of each validation.
         last_loss: Last training loss.
@@ -49,6 +50,7 @@ class Fit:
     stages: Stages | None
     cpu_s: float
     startup_s: float
+    workers: tuple[int, ...]
     losses: str
     val_losses: tuple[float, ...]
     last_loss: float
@@ -115,6 +117,7 @@ class _Clock(Callback):
         self._val_s: list[float] = []
         self._waits_s: tuple[list[float], list[float]] = ([], [])
         self._batches = (0, 0)
+        self._workers: tuple[int, ...] = ()
         self._mark_s = 0.0
 
     @override
@@ -143,6 +146,7 @@ class _Clock(Callback):
         self._waits_s = (train_s, val_s)
         train, val = (0 if loader is None else loader.num_batches for loader in loaders)
         self._batches = (train, val)
+        self._workers = tuple(loader.num_workers for loader in loaders if loader is not None)
 
     def _mark(self) -> None:
         self._marks_s.append(time.monotonic())
@@ -166,6 +170,7 @@ class _Clock(Callback):
             cpu_s=statistics.median(self._cpu_s[number + 1] - self._cpu_s[number] for number in steady),
             stages=None if first_s else self._stages(epochs_s, steady),
             startup_s=first_s - marks_s[0] if first_s else 0.0,
+            workers=self._workers,
             losses=hashlib.sha256(losses.numpy().tobytes()).hexdigest(),
             val_losses=val_losses,
             last_loss=float(losses[-1]),

@@ -50,6 +50,11 @@ class Passes:
         """Batches of a pass."""
         return len(self._loader)
 
+    @property
+    def num_workers(self) -> int:
+        """Threads or processes that prepare batches, as the loader has chosen them by now."""
+        return int(self._loader.num_workers)
+
     def __len__(self) -> int:
         return self._passes * len(self._loader)
 
@@ -158,7 +163,7 @@ def our_batches(
     fanout: int,
     clusters_per_batch: int,
     passes: int,
-    num_workers: int,
+    num_workers: int | str,
     seed: int,
     parts: NDArray[Any] | None = None,
 ) -> OurBatches:
@@ -170,7 +175,7 @@ def our_batches(
         fanout: Neighbours of each node and hop; of evaluation, too, if the sampler makes clusters.
         clusters_per_batch: Clusters joined into a batch.
         passes: Passes of an epoch, in training and in validation.
-        num_workers: Threads that prepare batches; 0 prepares each when it is asked for.
+        num_workers: As of `GraphDataModule`.
         seed: Keys shuffling and sampling.
         parts: Of clusters, the cluster of each node, as of :func:`partition`.
     """

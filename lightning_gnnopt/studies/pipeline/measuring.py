@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gc
-import os
 import statistics
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -16,7 +15,8 @@ import lightning as L
 import torch
 from torch_geometric.data import Data
 
-from lightning_gnnopt._machine import other_cpu_s
+from lightning_gnnopt._machine import other_cpu_s, usable_cores
+from lightning_gnnopt.loading.pipeline import PipelineOptions
 from lightning_gnnopt.studies.pipeline.baseline import Baseline, find_baseline
 from lightning_gnnopt.studies.pipeline.fits import Fit, run_fit
 from lightning_gnnopt.studies.pipeline.loaders import our_batches, partition
@@ -108,13 +108,19 @@ def measure_setting(
         "epochs": study["epochs"],
         "num_workers": study["num_workers"],
         "torch_threads": 1,
-        "cores": _cores(),
-        **_compared(rounds, baseline, passes, workers=study["num_workers"], epochs=study["epochs"]),
+        "cores": usable_cores(),
+        **_compared(
+            rounds,
+            baseline,
+            passes,
+            workers=PipelineOptions(num_workers=study["num_workers"]).threads,
+            epochs=study["epochs"],
+        ),
         "seconds": time.monotonic() - began_s,
     }
 
 
-def _ours(make: Callable[..., L.LightningDataModule], num_workers: int, passes: int) -> L.LightningDataModule:
+def _ours(make: Callable[..., L.LightningDataModule], num_workers: int | str, passes: int) -> L.LightningDataModule:
     return make(passes=passes, num_workers=num_workers)
 
 
@@ -158,7 +164,7 @@ def _compared(
     rounds: Sequence[Mapping[str, _Run]], baseline: Baseline, passes: int, *, workers: int, epochs: int
 ) -> dict[str, Any]:
     """Compare within each round, and take medians over the rounds."""
-    cores = _cores()
+    cores = usable_cores()
     stages = [baseline.stages_of(runs["baseline"].fit, passes) for runs in rounds]
     theory, fit_theory = [], []
     for runs, its in zip(rounds, stages, strict=True):
@@ -178,6 +184,7 @@ def _compared(
             "fit_s": statistics.median(fit.fit_s for fit in fits),
             "cpu_s": statistics.median(fit.cpu_s for fit in fits),
             "startup_s": statistics.median(fit.startup_s for fit in fits),
+            "workers": list(fits[-1].workers),
             "steady_epochs": sum(len(fit.steady_s) for fit in fits),
         }
         if side != "baseline":
@@ -228,10 +235,6 @@ def _plain(run: _Run) -> dict[str, Any]:
 
 def _middle(rounds: Sequence[Mapping[str, float]], side: str) -> float:
     return statistics.median(found[side] for found in rounds)
-
-
-def _cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 @contextmanager

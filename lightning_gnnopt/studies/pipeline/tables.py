@@ -42,6 +42,8 @@ class Row:
         theory: The largest one possible.
         effect: Their ratio.
         gain_share: Share of the possible gain that was measured; None where none is possible.
+        workers: Threads that prepared the batches of training at the end: where a side that may prefetch has none, its
+            loader has found that they do not pay.
         fit_speedup: Of a whole fit, the start-up of the validation process included.
         fit_theory: The largest one possible, without start-up.
         startup_s: Seconds from the first epoch's start to the first verdict; 0 without a validation process.
@@ -67,6 +69,7 @@ class Row:
     theory: float | None = None
     effect: float | None = None
     gain_share: float | None = None
+    workers: int | None = None
     fit_speedup: float | None = None
     fit_theory: float | None = None
     startup_s: float | None = None
@@ -211,9 +214,9 @@ def cells_markdown(rows: Sequence[Row]) -> str:
     """Write a line for each cell for people: measured over theoretical speed-up of each side."""
     sides = " | ".join(f"{side} | of" for side in COMPARED)
     lines = [
-        f"| graph | model | sampler | batch | hidden | epoch [s] | prepare [%] | validation [%] | {sides} | fit: both |"
-        " start [s] | losses | others [cores] |",
-        "|---|---|---|---:|---:|" + "---:|" * (3 + 2 * len(COMPARED) + 2) + "---|---:|",
+        f"| graph | model | sampler | batch | hidden | epoch [s] | prepare [%] | validation [%] | {sides} | threads |"
+        " fit: both | start [s] | losses | others [cores] |",
+        "|---|---|---|---:|---:|" + "---:|" * (3 + 2 * len(COMPARED) + 3) + "---|---:|",
     ]
     for setting in dict.fromkeys(row.setting for row in rows):
         mine = {row.side: row for row in rows if row.setting == setting}
@@ -221,12 +224,13 @@ def cells_markdown(rows: Sequence[Row]) -> str:
         names = [str(part) for part in setting]
         if first.error:
             text = " ".join(first.error.split()).replace("|", r"\|")
-            lines.append("| " + " | ".join([*names, text, *["-"] * (2 + 2 * len(COMPARED) + 4)]) + " |")
+            lines.append("| " + " | ".join([*names, text, *["-"] * (2 + 2 * len(COMPARED) + 5)]) + " |")
             continue
         numbers = [_number(first.epoch_s), _percent(first.prepare), _percent(first.validation)]
         for side in COMPARED:
             numbers += [_number(mine[side].speedup), _number(mine[side].theory)]
         both = mine["both"]
+        numbers.append(f"{mine['prefetch'].workers}, {both.workers}")
         numbers += [_number(both.fit_speedup), _number(both.startup_s)]
         numbers += ["equal" if first.losses_equal else "DIFFER", _number(first.other_cores)]
         lines.append("| " + " | ".join([*names, *numbers]) + " |")
@@ -255,7 +259,13 @@ def _rows(cell: Cell) -> list[Row]:
     }
     columns = ("speedup", "theory", "effect", "gain_share", "fit_speedup", "fit_theory", "startup_s")
     return [
-        Row(**setting, **common, side=side, **{name: result["sides"][side][name] for name in columns})
+        Row(
+            **setting,
+            **common,
+            side=side,
+            workers=result["sides"][side]["workers"][0],
+            **{name: result["sides"][side][name] for name in columns},
+        )
         for side in COMPARED
     ]
 

@@ -11,7 +11,7 @@ from hydra import compose, initialize_config_module
 from omegaconf import DictConfig
 
 from lightning_gnnopt.studies.cells import load_cells
-from lightning_gnnopt.studies.pipeline import measuring
+from lightning_gnnopt.studies.pipeline import baseline, measuring
 from lightning_gnnopt.studies.pipeline.fits import Fit
 from lightning_gnnopt.studies.pipeline.job import run_job
 from lightning_gnnopt.studies.pipeline.settings import settings_of
@@ -41,6 +41,7 @@ def fits(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
         return made_fit(beside=beside)
 
     monkeypatch.setattr(measuring, "run_fit", run_fit)
+    monkeypatch.setattr(baseline, "pyg_samples_with", lambda: None)  # whatever is installed here
     monkeypatch.setattr(measuring.gc, "collect", lambda: 0)  # a test process has much to look through
     return modules
 
@@ -99,6 +100,7 @@ def test_out_of_memory_is_a_result(run: Run, monkeypatch: pytest.MonkeyPatch, tm
         raise MemoryError
 
     monkeypatch.setattr(measuring, "run_fit", run_fit)
+    monkeypatch.setattr(baseline, "pyg_samples_with", lambda: None)  # whatever is installed here
     run()
     (cell,) = load_cells(tmp_path / "out")
     assert (cell.error, cell.complete) == ("Out of memory", True)
@@ -116,6 +118,7 @@ def test_a_fault_is_kept_and_raised_when_the_others_are_through(
         return made_fit(beside=beside)
 
     monkeypatch.setattr(measuring, "run_fit", run_fit)
+    monkeypatch.setattr(baseline, "pyg_samples_with", lambda: None)  # whatever is installed here
     with pytest.raises(KeyError, match="lost"):
         run("pipeline.samplers=[neighbor,cluster]")
     whole, failed = load_cells(tmp_path / "out")

@@ -43,7 +43,8 @@ class Fits:
 def fits(monkeypatch: pytest.MonkeyPatch) -> Fits:
     found = Fits()
     monkeypatch.setattr(measuring, "run_fit", found)
-    monkeypatch.setattr(measuring, "_cores", lambda: 4)
+    monkeypatch.setattr(measuring, "usable_cores", lambda: 4)
+    monkeypatch.setattr(pipeline_baseline, "pyg_samples_with", lambda: None)  # whatever is installed here
     monkeypatch.setattr(measuring.gc, "collect", lambda: 0)  # a test process has much to look through
     return found
 
