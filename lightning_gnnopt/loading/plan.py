@@ -45,7 +45,7 @@ class Part:
         if isinstance(self.content, tuple) and sum([copy.nbytes for copy in self.content]) != self.nbytes:
             raise ValueError(  # they are written without a look at where the tensor ends
                 f"`content` must be {self.nbytes:,} bytes, those of {self.dtype} of shape {self.shape}, but the copies"
-                f" are {', '.join(f'{copy.nbytes:,}' for copy in self.content)}. HINT: `Copy.widened` makes int64 of int32."
+                f" are {', '.join(f'{copy.nbytes:,}' for copy in self.content)}. HINT: `Copy.widened` makes int64."
             )
 
     def write(self, out: Tensor) -> None:

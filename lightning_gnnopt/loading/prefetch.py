@@ -19,7 +19,7 @@ from lightning_gnnopt.loading.seeds import EpochSampler, FixedSampler, SeedOrder
 from lightning_gnnopt.loading.sources import BatchSource
 from lightning_gnnopt.loading.stats import LoaderStats
 from lightning_gnnopt.loading.transform import SubgraphTransform
-from lightning_gnnopt.loading.worker_choice import Intervals, WorkerChoice
+from lightning_gnnopt.loading.worker_choice import StretchClock, WorkerChoice
 from lightning_gnnopt.sampling import SampleKey
 
 
@@ -187,7 +187,7 @@ class PrefetchLoader:
             )
         stages = epoch_stages(self._batches, self.source, self.transforms, partial(self._key, epoch))
         for numbers in self._batches.rounds(start, agree=self.agree if returns_seeds else None):
-            for stretch, options, intervals in self._stretches(numbers):
+            for stretch, options, clock in self._stretches(numbers):
                 if self._pipeline is not None:  # Lightning asks for no batch too many, so its last pass did not end
                     self._stats.transfer_s += self._pipeline.transfers_s(wait=True)
                 self._pipeline = BatchPipeline(stages, stretch, options=options, placement=self.placement)
@@ -195,20 +195,21 @@ class PrefetchLoader:
                     for index, (placed, stats) in enumerate(batches, stretch.start):
                         self._stats += stats
                         self._delivered = (epoch, index + 1)
-                        if intervals is not None:
-                            intervals.delivered(time.perf_counter())
+                        if clock is not None:
+                            clock.delivered(time.perf_counter())
                         yield placed.take()  # and keep no reference: the consumer decides when the batch goes
         if self.sampler.current_epoch == epoch:
             self.sampler.set_epoch(epoch + 1)
 
-    def _stretches(self, numbers: range) -> Iterator[tuple[range, PipelineOptions, Intervals | None]]:
+    def _stretches(self, numbers: range) -> Iterator[tuple[range, PipelineOptions, StretchClock | None]]:
         """Divide a round's batches into those that one pipeline prepares; all of them, unless threads are tried out."""
         choice = self.worker_choice
         if choice is None:
             yield numbers, self.options, None
             return
-        for stretch, workers in choice.stretches(numbers):
-            yield stretch, replace(self.options, num_workers=workers), Intervals(choice, workers)
+        for stretch in choice.stretches(numbers):
+            options = replace(self.options, num_workers=stretch.workers)
+            yield stretch.numbers, options, StretchClock(choice, stretch, time.perf_counter())
 
     def warm_up(self) -> None:
         """Prepare the first batch and drop it, so that no kernel is compiled while training waits.

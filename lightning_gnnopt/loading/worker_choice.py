@@ -4,10 +4,26 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Iterator
+from dataclasses import dataclass
 
 _STRETCH = 12  # batches that are loaded in one way before the other has its turn
-_SETTLING = 2  # of them, the first ones are not counted: a thread has just begun, and nothing is ahead yet
-_NEEDED = 40  # batches counted of each way, in four turns
+_SETTLING = 3  # of a part of a pass, so many are not timed: a thread has just begun, and nothing is ahead yet
+_NEEDED = 5  # stretches of each way
+
+
+@dataclass(frozen=True)
+class Stretch:
+    """Batches that are loaded in one way.
+
+    Attributes:
+        numbers: Their numbers.
+        workers: Threads that prepare them.
+        is_pass: Whether they are all of a pass: what it takes to begin one is then part of what is timed.
+    """
+
+    numbers: range
+    workers: int
+    is_pass: bool
 
 
 class WorkerChoice:
@@ -23,17 +39,18 @@ class WorkerChoice:
     Attributes:
         num_workers: Threads, or 0 if they were found not to pay.
         is_made: Whether that is found out.
-        medians_s: Median seconds from one batch to the next, by the number of threads; empty until then.
+        medians_s: Seconds per batch by the number of threads, the consumer's own work included, median of the
+            stretches; empty until then.
 
     Examples:
         >>> choice = WorkerChoice(1)
-        >>> [(len(stretch), workers) for stretch, workers in choice.stretches(range(30))]
-        [(12, 1), (12, 0), (6, 1)]
-        >>> for _ in range(60):
+        >>> [(len(stretch.numbers), stretch.workers) for stretch in choice.stretches(range(40))]
+        [(12, 1), (12, 0), (12, 1), (4, 0)]
+        >>> for _ in range(5):
         ...     choice.note(1, 0.010)
         ...     choice.note(0, 0.012)
-        >>> choice.is_made, choice.num_workers, list(choice.stretches(range(30)))
-        (True, 1, [(range(0, 30), 1)])
+        >>> choice.is_made, choice.num_workers, choice.medians_s
+        (True, 1, {1: 0.01, 0: 0.012})
     """
 
     def __init__(self, num_workers: int) -> None:
@@ -42,52 +59,56 @@ class WorkerChoice:
         self.medians_s: dict[int, float] = {}
         self._tried = num_workers
         self._turns = 0
-        self._intervals_s: dict[int, list[float]] = {num_workers: [], 0: []}
+        self._told_s: dict[int, list[float]] = {num_workers: [], 0: []}
 
-    def stretches(self, numbers: range) -> Iterator[tuple[range, int]]:
-        """Divide batches into stretches; say with how many threads each is to be loaded, when its turn has come."""
-        if len(numbers) <= _SETTLING + 1:  # too few to count any: an epoch that short gains nothing by a trial
-            yield numbers, self.num_workers
+    def stretches(self, numbers: range) -> Iterator[Stretch]:
+        """Divide the batches of a pass into stretches, each to be loaded before the next one is asked for."""
+        if len(numbers) == 1:  # nothing to load it beside
+            yield Stretch(numbers, self.num_workers, True)
             return
         first = numbers.start
         while first < numbers.stop:
             if self.is_made:
-                yield range(first, numbers.stop), self.num_workers
+                yield Stretch(range(first, numbers.stop), self.num_workers, False)
                 return
-            stretch = range(first, min(first + _STRETCH, numbers.stop))
+            end = first + _STRETCH if numbers.stop - first > _STRETCH + _SETTLING else numbers.stop
             workers = 0 if self._turns % 2 else self._tried
             self._turns += 1
-            first = stretch.stop
-            yield stretch, workers
+            yield Stretch(range(first, end), workers, len(numbers) == end - first)
+            first = end
 
-    def note(self, workers: int, interval_s: float) -> None:
-        """Be told how long it took from one batch of a stretch to the next; the consumer's own work is part of it."""
+    def note(self, workers: int, batch_s: float) -> None:
+        """Be told how long a batch of a stretch took on average."""
         if self.is_made:
             return
-        self._intervals_s[workers].append(interval_s)
-        if min(map(len, self._intervals_s.values())) >= _NEEDED:
+        self._told_s[workers].append(batch_s)
+        if min(map(len, self._told_s.values())) >= _NEEDED:
             # Medians: a validation or a checkpoint between two batches says nothing about them.
-            self.medians_s = {workers: statistics.median(told) for workers, told in self._intervals_s.items()}
+            self.medians_s = {workers: statistics.median(told) for workers, told in self._told_s.items()}
             self.num_workers = min(self.medians_s, key=self.medians_s.__getitem__)
             self.is_made = True
-            self._intervals_s.clear()
+            self._told_s.clear()
 
 
-class Intervals:
-    """Tells a choice the time between the batches of a stretch, but for the first ones.
+class StretchClock:
+    """Times a stretch, and tells a choice at its end.
 
     Args:
         choice: Is told.
-        workers: Threads of the stretch.
+        stretch: What is timed.
+        now_s: When its first batch is asked for.
     """
 
-    def __init__(self, choice: WorkerChoice, workers: int) -> None:
-        self._choice, self._workers = choice, workers
-        self._before_s = 0.0
+    def __init__(self, choice: WorkerChoice, stretch: Stretch, now_s: float) -> None:
+        self._choice, self._stretch = choice, stretch
+        self._settling = 0 if stretch.is_pass else _SETTLING
+        self._began_s = now_s
         self._batches = 0
 
     def delivered(self, now_s: float) -> None:
         """Note a batch's delivery."""
-        if self._batches > _SETTLING:
-            self._choice.note(self._workers, now_s - self._before_s)
-        self._before_s, self._batches = now_s, self._batches + 1
+        self._batches += 1
+        if self._batches == self._settling:
+            self._began_s = now_s
+        elif self._batches == len(self._stretch.numbers):
+            self._choice.note(self._stretch.workers, (now_s - self._began_s) / (self._batches - self._settling))

@@ -13,7 +13,7 @@ from lightning_gnnopt.loading import GraphDataModule, prefetch
 from lightning_gnnopt.loading.pipeline import PipelineOptions
 from lightning_gnnopt.loading.prefetch import PrefetchLoader
 from lightning_gnnopt.loading.seeds import SeedOrder
-from lightning_gnnopt.loading.worker_choice import Intervals, WorkerChoice
+from lightning_gnnopt.loading.worker_choice import Stretch, StretchClock, WorkerChoice
 from tests.loading.values import ValueSource
 
 
@@ -64,7 +64,7 @@ def test_the_faster_way_is_found_and_kept(pays: bool, monkeypatch: pytest.Monkey
 
 def test_a_pause_between_two_batches_says_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     choice = WorkerChoice(1)
-    for number in range(41):
+    for number in range(5):
         choice.note(1, 60.0 if number == 3 else 0.010)  # a validation
         choice.note(0, 0.011)
     assert (choice.is_made, choice.num_workers) == (True, 1)
@@ -74,32 +74,50 @@ def test_short_epochs_are_counted_together(monkeypatch: pytest.MonkeyPatch) -> N
     clock = Clock()
     monkeypatch.setattr(prefetch, "time", clock)
     loader = loader_of(8, num_workers="auto")
-    for _ in range(40):
+    for _ in range(10):
+        assert loader.worker_choice is not None
+        assert not loader.worker_choice.is_made
         assert len(passed(loader, clock, {0: 1.0, 1: 2.0})) == 8
     assert loader.num_workers == 0
     assert loader.worker_choice is not None
     assert loader.worker_choice.is_made
 
 
-@pytest.mark.parametrize("num_batches", [1, 3])
-def test_an_epoch_too_short_to_count_is_not_tried(num_batches: int) -> None:
+def test_a_single_batch_has_nothing_to_be_prepared_beside() -> None:
     choice = WorkerChoice(2)
     for _ in range(5):
-        assert list(choice.stretches(range(num_batches))) == [(range(num_batches), 2)]
+        (stretch,) = choice.stretches(range(7, 8))
+        assert (stretch.numbers, stretch.workers) == (range(7, 8), 2)
     assert not choice.is_made
 
 
-def test_the_first_batches_of_a_stretch_are_not_counted() -> None:
-    noted: list[tuple[int, float]] = []
+class Noting(WorkerChoice):
+    """Remembers what it is told."""
 
-    class Noting(WorkerChoice):
-        def note(self, workers: int, interval_s: float) -> None:
-            noted.append((workers, interval_s))
+    def __init__(self) -> None:
+        super().__init__(1)
+        self.noted: list[tuple[int, float]] = []
 
-    intervals = Intervals(Noting(1), 1)
+    def note(self, workers: int, batch_s: float) -> None:
+        self.noted.append((workers, batch_s))
+
+
+def test_the_first_batches_of_a_part_of_a_pass_are_not_timed() -> None:
+    choice = Noting()
+    clock = StretchClock(choice, Stretch(range(5), 1, is_pass=False), 0.0)
     for now_s in (5.0, 105.0, 205.0, 206.0, 208.0):
-        intervals.delivered(now_s)
-    assert noted == [(1, 1.0), (1, 2.0)]
+        assert choice.noted == []
+        clock.delivered(now_s)
+    assert choice.noted == [(1, 1.5)]
+
+
+def test_what_it_takes_to_begin_a_pass_is_timed_where_passes_are_short() -> None:
+    choice = Noting()
+    (stretch,) = choice.stretches(range(4))
+    clock = StretchClock(choice, stretch, 2.0)
+    for now_s in (5.0, 6.0, 7.0, 8.0):
+        clock.delivered(now_s)
+    assert choice.noted == [(1, 1.5)]
 
 
 @settings(max_examples=100, deadline=None)
@@ -108,8 +126,11 @@ def test_stretches_are_all_batches_in_order(first: int, num: int, workers: int) 
     choice = WorkerChoice(workers)
     for _ in range(3):
         stretches = list(choice.stretches(range(first, first + num)))
-        assert [index for stretch, _ in stretches for index in stretch] == list(range(first, first + num))
-        assert {used for _, used in stretches} <= {0, workers}
+        assert [index for stretch in stretches for index in stretch.numbers] == list(range(first, first + num))
+        assert {stretch.workers for stretch in stretches} <= {0, workers}
+        assert all(stretch.is_pass == (len(stretch.numbers) == num) or num == 1 for stretch in stretches)
+        # as long that something of each is timed
+        assert all(stretch.is_pass or len(stretch.numbers) > 3 for stretch in stretches)
 
 
 def test_batches_are_the_same_bits_however_they_are_loaded(monkeypatch: pytest.MonkeyPatch) -> None:
