@@ -14,6 +14,7 @@ from unittest import mock
 import lightning as L
 from lightning.pytorch.callbacks import Callback
 
+from lightning_gnnopt.loading.plan import Field, Part
 from lightning_gnnopt.loading.sources import NodeSource
 from lightning_gnnopt.sampling import Subgraph
 
@@ -105,14 +106,13 @@ def _in_slicing(parts: Parts, stack: ExitStack) -> None:
         planned = plan(self, *args, **kwargs)
         fields = list(planned.fields)
         place = max(range(len(fields)), key=lambda i: fields[i].part.nbytes)
-        write = fields[place].part.write
+        whole = fields[place].part
 
         def written(out: Any) -> None:
             at()
-            write(out)
+            whole.write(out)
 
-        part = dataclasses.replace(fields[place].part, write=written)
-        fields[place] = dataclasses.replace(fields[place], part=part, packed=None)
+        fields[place] = Field(Part(whole.dtype, whole.shape, written))
         return dataclasses.replace(planned, fields=fields)
 
     stack.enter_context(mock.patch.object(NodeSource, "plan", faulty))
