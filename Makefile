@@ -34,7 +34,7 @@ JOBS ?= logical
 test: $(STAMP) ## run the whole suite, with coverage, on all cores (JOBS=0: in one process)
 	$(BIN)/python -m pytest -n $(JOBS) --dist worksteal --cov --cov-report=term
 
-KERNEL_TESTS := tests/sampling $(patsubst %,tests/loading/test_%.py,cached_features dense_features features fields gather \
+KERNEL_TESTS := tests/sampling $(patsubst %,tests/loading/test_%.py,cached_features copies dense_features features fields gather \
 	hotness layerwise sparse_features)
 
 # A cache of its own: machine code compiled without the checks would be taken from the usual one.
