@@ -45,7 +45,8 @@ def array_field(array: NDArray[Any]) -> Field:
 def ids_field(ids: NDArray[np.integer]) -> Field:
     """Take ids as PyG has them, in int64; they travel as they are, where numbers below 2**31 are int32."""
     ids = np.ascontiguousarray(ids)
-    if ids.dtype == np.int64:
+    if ids.dtype.itemsize >= 8:
+        ids = ids.astype(np.int64, copy=False)
         return Field(Part(torch.int64, ids.shape, (Copy.of_array(ids),)))
     narrow = ids.astype(np.int32, copy=False)
     part = Part(torch.int64, ids.shape, (Copy.widened(narrow),))

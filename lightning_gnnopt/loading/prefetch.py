@@ -55,7 +55,7 @@ class PrefetchLoader:
         placement: Where the batches go, `HostPlacement` by default; `DevicePlacement` brings them to a device.
 
     Attributes:
-        worker_choice: What ``num_workers="auto"`` has found out; None without it, and on a device, where threads pay.
+        worker_choice: What ``num_workers="auto"`` has found out; None without it, and on a device.
         agree: Maps a number of this rank to the largest of all ranks, which call it at the same points of an epoch;
             needed where a transform `returns_seeds` and there are several ranks. :meth:`follow` sets these three.
         gather: Makes a list of a value of each rank; called by `state_dict` where a transform `returns_seeds`. Without
@@ -95,7 +95,7 @@ class PrefetchLoader:
         # Lightning reads these two as it does on a DataLoader; batches are cut by `order`, not by a batch sampler.
         self.batch_sampler = None
         self.sampler = EpochSampler(order) if order.shuffle else FixedSampler(order)
-        # On a device of its own compute does not suffer from what the host's other cores do.
+        # Where a device computes, the host's cores are free.
         tries = num_workers == AUTO and isinstance(self.placement, HostPlacement)
         self.worker_choice = WorkerChoice(self.options.threads) if tries else None
         self._stats = LoaderStats()

@@ -29,9 +29,9 @@ class Stretch:
 class WorkerChoice:
     """Loads stretches of batches with threads and without, in turn, and then goes on with what was faster.
 
-    On a device of its own compute and preparing do not get into each other's way, and threads always pay. On
-    processors they may not: where a batch is prepared in a fraction of a step, what is saved is less than what it
-    costs that two threads share the interpreter, the caches, and, if the cores are halves of one, that core.
+    Where training is on the processor, too, threads may not pay: where a batch is prepared in a small part of a step,
+    what is saved can be less than what it costs that two threads share the interpreter, the caches, and, if the cores
+    are halves of one, that core.
 
     Args:
         num_workers: Threads to try.

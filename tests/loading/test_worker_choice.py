@@ -62,7 +62,7 @@ def test_the_faster_way_is_found_and_kept(pays: bool, monkeypatch: pytest.Monkey
     assert {used for _, used in passed(loader, clock, costs_s)} == {loader.num_workers}  # the next epoch, too
 
 
-def test_a_pause_between_two_batches_says_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_pause_between_two_batches_says_nothing() -> None:
     choice = WorkerChoice(1)
     for number in range(5):
         choice.note(1, 60.0 if number == 3 else 0.010)  # a validation

@@ -70,7 +70,7 @@ def test_they_are_the_same_bits(
         assert_same(sampler.sample(np.array(seeds), key), other.sample(np.array(seeds), key))
 
 
-def test_hops_that_are_counted_first(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_hops_that_are_counted_first() -> None:
     """A hop that could draw more than 2**22 edges, and draws few."""
     sampler, other = pair([200_000, 3])
     seeds = np.arange(30)
@@ -123,7 +123,6 @@ def test_what_is_returned_is_the_batchs_own() -> None:
         sampler.sample(np.arange(20, 40), SampleKey(7, batch=number))
     for array, was in zip((first.n_id, first.row, first.col, first.positions), before, strict=True):
         assert np.array_equal(array, was)
-        assert array.flags.owndata or array.base is not None
 
 
 @settings(max_examples=50, deadline=None)
